@@ -1,0 +1,1 @@
+"""aifactory's serving side: gateway, request lifecycle, store, bus, replicas."""

