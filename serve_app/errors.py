@@ -29,7 +29,9 @@ class AifactoryError(Exception):
     default_code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
@@ -45,7 +47,9 @@ class AifactoryError(Exception):
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
 
 
-def _rebuild(cls: type[AifactoryError], message: str, param: str | None, code: str, retry_after_s: float | None) -> AifactoryError:
+def _rebuild(
+    cls: type[AifactoryError], message: str, param: str | None, code: str, retry_after_s: float | None
+) -> AifactoryError:
     return cls(message, param=param, code=code, retry_after_s=retry_after_s)
 
 
@@ -119,7 +123,19 @@ class UpstreamFailed(AifactoryError):
 
 BY_CODE: dict[str, type[AifactoryError]] = {
     cls.default_code: cls
-    for cls in (BadRequest, BodyTooLarge, Unauthorized, Forbidden, NotFound, KeyReused, Cancelled, Overloaded, Unavailable, DeadlineExceeded, UpstreamFailed)
+    for cls in (
+        BadRequest,
+        BodyTooLarge,
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        KeyReused,
+        Cancelled,
+        Overloaded,
+        Unavailable,
+        DeadlineExceeded,
+        UpstreamFailed,
+    )
 }
 
 
@@ -129,4 +145,6 @@ def from_body(body: dict[str, Any]) -> AifactoryError:
     if cls is None:
         # A replica's own code: judge by the type.
         cls = BadRequest if body.get("type") == BadRequest.kind else UpstreamFailed
-    return cls(str(body.get("message", "unknown error")), param=body.get("param"), code=str(body["code"]) if body.get("code") else None)
+    return cls(
+        str(body.get("message", "unknown error")), param=body.get("param"), code=str(body["code"]) if body.get("code") else None
+    )

@@ -56,6 +56,14 @@ class DebateReport(_Body):
     tasks: tuple[TaskReport, ...] = ()
 
 
+class RecallReport(_Body):
+    """What the cache had to do with an answer: the `cache` object of `x_factory`."""
+
+    result: Literal["miss", "exact", "semantic", "attached", "bypass"] = "miss"
+    similarity: float | None = None
+    provisional: bool = False
+
+
 class ChoiceEnd(_Body):
     """How one choice of an answer ended."""
 
@@ -120,6 +128,7 @@ class FinishedEvent(_Body):
     error: dict[str, Any] | None = None
     choices: tuple[ChoiceEnd, ...] = ()
     debate: DebateReport | None = None
+    cache: RecallReport | None = None
     extra: dict[str, Any] | None = None  # response-level fields of the engine, such as system_fingerprint
 
 
@@ -142,7 +151,9 @@ def encode(event: RunEvent) -> bytes:
     """The JSON form: the body's fields beside v, seq and trace_id. Unset optional fields are left out."""
     body = event.body.model_dump(exclude_none=True, exclude_defaults=True)
     required = {name: getattr(event.body, name) for name in _ALWAYS[event.body.type]}
-    return orjson.dumps({"v": SCHEMA_VERSION, "seq": event.seq, "trace_id": event.trace_id, "type": event.body.type, **required, **body})
+    return orjson.dumps(
+        {"v": SCHEMA_VERSION, "seq": event.seq, "trace_id": event.trace_id, "type": event.body.type, **required, **body}
+    )
 
 
 # The contract's own fields stand in the JSON even when they equal a default.

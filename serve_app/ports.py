@@ -1,6 +1,6 @@
 """What the lifecycle needs from the outside, as protocols. Adapters live in store, bus, replicas, embeddings."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -162,7 +162,9 @@ class Replicas(Protocol):
         """Every model id that may be asked for, adapters included."""
         ...
 
-    def stream(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> AsyncIterator[EventBody]:
+    def stream(
+        self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
+    ) -> AsyncGenerator[EventBody, None]:
         """Ask for a chat completion; `body` is an OpenAI chat request with `messages`.
 
         Yields role, token, tool_call and usage bodies as they come (usage repeatedly, each replacing the one
@@ -172,7 +174,9 @@ class Replicas(Protocol):
         """
         ...
 
-    def completions(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> AsyncIterator[dict[str, Any]]:
+    def completions(
+        self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Legacy completions, passed through: the chunks of a stream, or the one response. Same errors and abort."""
         ...
 
@@ -191,9 +195,20 @@ class Embedder(Protocol):
     def dimensions(self) -> int: ...
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One L2-normalised vector per text. Raises errors.BadRequest for a text over the model's limit when strict."""
+        """One L2-normalised vector per text; a text over the model's limit is cut to it."""
+        ...
+
+    async def embed_input(
+        self, value: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+    ) -> tuple[list[list[float]], int]:
+        """The `input` of /v1/embeddings: vectors in order, and the number of tokens.
+
+        Raises errors.BadRequest for a text over the model's limit or a token id that it does not know.
+        """
         ...
 
     def count_tokens(self, text: str) -> int: ...
 
-
+    def has_unknown(self, text: str) -> bool:
+        """Whether the text holds something that the tokenizer does not know."""
+        ...

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from serve_app.events import ChoiceEnd, DebateReport, FinishReason, Usage
+from serve_app.events import ChoiceEnd, DebateReport, FinishReason, RecallReport, Usage
 
 Route = Literal["direct", "rag", "workflow"]
 SCOPE_VERSION: Final = 1
@@ -156,6 +156,7 @@ class Answer:
     usage: Usage
     winner: str | None = None
     debate: DebateReport | None = None
+    cache: RecallReport | None = None  # set when the answer came from the cache
     logprobs: tuple[dict[str, Any] | None, ...] = ()
     extra: dict[str, Any] | None = None
 

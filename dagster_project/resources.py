@@ -1,0 +1,104 @@
+"""What an op may reach of its run, and where a worker keeps the runs it executes."""
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+from dagster import ResourceDefinition
+
+from dagster_project.debate import DebateSpec, total_usage
+from serve_app.errors import AifactoryError
+from serve_app.events import EventBody, RunEvent, Usage
+from serve_app.lifecycle.settle import settle
+from serve_app.ports import Replicas, RunPublisher, RunStore
+from serve_app.runs import Outcome, Run
+
+
+@dataclass
+class DebateRun:
+    """One run on this worker. Lives on the worker's loop, except where a method says thread-safe."""
+
+    run: Run
+    spec: DebateSpec
+    publisher: RunPublisher
+    replicas: Replicas
+    store: RunStore
+    task_retries: int = 2
+    resumed: bool = False
+    dagster_run_id: str | None = None
+    stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
+    error: AifactoryError | None = None  # why the debate itself failed
+    _tasks_done: int = 0
+    _usage: dict[str, Usage] = field(default_factory=dict)
+    _settling: "asyncio.Task[bool] | None" = None
+
+    async def emit(self, body: EventBody) -> RunEvent:
+        """Publish one event of the run."""
+        return await self.publisher.emit(body)
+
+    def task_done(self) -> int:
+        """One more debater is through; how many that makes."""
+        self._tasks_done += 1
+        return self._tasks_done
+
+    def spent(self, call: str, usage: Usage) -> None:
+        """Note what one call to a replica has used so far."""
+        self._usage[call] = usage
+
+    @property
+    def usage(self) -> Usage:
+        """What the run has used so far, all calls together."""
+        return total_usage(list(self._usage.values()))
+
+    async def settle(self, outcome: Outcome) -> bool:
+        """Record the outcome and finish, once: whoever comes second gets the first one's result.
+
+        A cancel does not tear a commit apart: it goes on behind. If the database was away, the next call tries again.
+        Raises errors.Unavailable.
+        """
+        if self._settling is None or (self._settling.done() and _failed(self._settling)):
+            work = settle(self.store, self.publisher, self.run, outcome)
+            self._settling = asyncio.get_running_loop().create_task(work)
+        return await asyncio.shield(self._settling)
+
+    @property
+    def settling(self) -> bool:
+        """Whether an outcome is recorded or is about to be."""
+        return self._settling is not None and not (self._settling.done() and _failed(self._settling))
+
+    async def close(self) -> None:
+        """Wait for a commit that is still under way."""
+        if self._settling is not None:
+            await asyncio.wait([self._settling])
+
+
+def _failed(task: "asyncio.Task[bool]") -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+class Desk:
+    """The runs on this worker, by Dagster run id. Thread-safe: ops ask from their own threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, DebateRun] = {}
+
+    def put(self, run_id: str, debate: DebateRun) -> None:
+        with self._lock:
+            self._runs[run_id] = debate
+
+    def remove(self, run_id: str) -> None:
+        with self._lock:
+            self._runs.pop(run_id, None)
+
+    def find(self, run_id: str) -> DebateRun:
+        """The run that a Dagster run executes. Raises LookupError for a run that this worker did not start."""
+        with self._lock:
+            found = self._runs.get(run_id)
+        if found is None:
+            raise LookupError(f"Dagster run {run_id} is not on this worker: ask for a debate through the API (x_route=workflow)")
+        return found
+
+    def as_resource(self) -> ResourceDefinition:
+        """The desk as the resource `desk` of the job."""
+        return ResourceDefinition.hardcoded_resource(self, description="the runs on this warm worker")

@@ -1,0 +1,206 @@
+"""Dagster's Postgres storage for a warm worker: pooled connections, events written in groups.
+
+The stock storage opens a connection for each event (about 1 run a second). This one keeps a pool, lets a thread
+write the events that have gathered meanwhile in one statement, and asks once for what cannot change. The rows are
+the same, so webserver and daemon read them with the stock storage.
+
+This stands on private API of dagster 1.13: tests/contracts/test_dagster_private_api.py guards each name used.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Self, TypeVar
+
+import sqlalchemy
+from dagster import DagsterEventType
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
+
+from serve_app.telemetry import logger
+
+T = TypeVar("T")
+# A run's status must not be seen before the events that led to it.
+_ENDS: Final = frozenset(
+    {DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED, DagsterEventType.RUN_CANCELING}
+)
+_BUFFER_EVENTS: Final = 10_000
+_WAIT_S: Final = 30.0
+_TRIES: Final = 3
+_REMEMBERED: Final = 64
+
+
+def pooled_engine(postgres_url: str) -> sqlalchemy.Engine:
+    """An engine that keeps connections, and checks one before it is used again (Postgres may have restarted)."""
+    return sqlalchemy.create_engine(
+        postgres_url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=8,
+        max_overflow=32,
+        pool_timeout=_WAIT_S,
+        pool_recycle=1800,
+        pool_use_lifo=True,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 5, "application_name": "aifactory-worker"},
+    )
+
+
+class _Memory:
+    """The last few true answers to questions whose answer does not change; a miss is never kept."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def ask(self, question: Hashable, find: Callable[[], T]) -> T:
+        with self._lock:
+            if question in self._known:
+                self._known.move_to_end(question)
+                known: T = self._known[question]
+                return known
+        found = find()
+        if found:
+            with self._lock:
+                self._known[question] = found
+                while len(self._known) > _REMEMBERED:
+                    self._known.popitem(last=False)
+        return found
+
+
+class GroupCommitEventLog(PostgresEventLogStorage):
+    """Writes events behind, in order, many in one statement. Ends of runs and asset events wait for all before them.
+
+    An event that could not be written is reported at the next flush, so a run never ends well with a torn log.
+    """
+
+    def __init__(self, postgres_url: str, engine: sqlalchemy.Engine) -> None:
+        super().__init__(postgres_url, should_autocreate_tables=False)
+        self._engine = engine
+        self._memory = _Memory()
+        self._changed = threading.Condition()
+        self._waiting: list[EventLogEntry] = []
+        self._writing = False
+        self._closed = False
+        self._error: Exception | None = None
+        self._writer = threading.Thread(target=self._write_behind, daemon=True, name="dagster-events")
+        self._writer.start()
+
+    def store_event(self, event: EventLogEntry) -> None:
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        if self._closed or kind in _ENDS or kind in ASSET_EVENTS or kind in ASSET_CHECK_EVENTS:
+            self.flush()
+            super().store_event(event)
+            return
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self._waiting) < _BUFFER_EVENTS, _WAIT_S):
+                raise TimeoutError(f"Dagster's event log took no event for {_WAIT_S:.0f} s: is Postgres away?")
+            self._waiting.append(event)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all events so far are in Postgres. Raises what kept one from getting there, or TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._waiting and not self._writing, _WAIT_S):
+                raise TimeoutError(f"Dagster's event log was not written within {_WAIT_S:.0f} s: is Postgres away?")
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def get_records_for_run(self, *args: Any, **kwargs: Any) -> Any:
+        self.flush()
+        return super().get_records_for_run(*args, **kwargs)
+
+    def has_asset_key_index_cols(self) -> bool:
+        return self._memory.ask("asset_key_index", super().has_asset_key_index_cols)
+
+    def dispose(self) -> None:
+        """Write what is left and end the writer."""
+        try:
+            self.flush()
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            self._writer.join(_WAIT_S)
+            super().dispose()
+
+    def _write_behind(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
+                if not self._waiting:
+                    return
+                batch, self._waiting, self._writing = self._waiting, [], True
+                self._changed.notify_all()
+            error = self._write(batch)
+            with self._changed:
+                self._writing = False
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _write(self, batch: list[EventLogEntry]) -> Exception | None:
+        error: Exception | None = None
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(0.2 * 2**attempt)
+            try:
+                rows = [self._event_to_row(event) for event in batch]
+                with self._engine.begin() as connection:
+                    connection.execute(SqlEventLogStorageTable.insert(), rows)
+            except Exception as failure:  # noqa: BLE001 - kept, logged below and raised by the next flush
+                error = failure
+            else:
+                return None
+        logger.error("Dagster events lost", events=len(batch), runs=sorted({e.run_id for e in batch}), error=str(error))
+        return error
+
+
+class PooledRunStorage(PostgresRunStorage):
+    """Run records over pooled connections; snapshots of jobs and plans are looked up once."""
+
+    def __init__(self, postgres_url: str, engine: sqlalchemy.Engine) -> None:
+        super().__init__(postgres_url, should_autocreate_tables=False)
+        self._engine = engine
+        self._memory = _Memory()
+
+    def has_run_stats_index_cols(self) -> bool:
+        return self._memory.ask("run_stats", super().has_run_stats_index_cols)
+
+    def has_backfill_id_column(self) -> bool:
+        return self._memory.ask("backfill_id", super().has_backfill_id_column)
+
+    def has_job_snapshot(self, job_snapshot_id: str) -> bool:
+        ask = super().has_job_snapshot
+        return self._memory.ask(("has_job", job_snapshot_id), lambda: ask(job_snapshot_id))
+
+    def has_execution_plan_snapshot(self, execution_plan_snapshot_id: str) -> bool:
+        return bool(self.get_execution_plan_snapshot(execution_plan_snapshot_id))
+
+    def get_job_snapshot(self, job_snapshot_id: str) -> Any:
+        ask = super().get_job_snapshot
+        return self._memory.ask(("job", job_snapshot_id), lambda: ask(job_snapshot_id))
+
+    def get_execution_plan_snapshot(self, execution_plan_snapshot_id: str) -> Any:
+        ask = super().get_execution_plan_snapshot
+        return self._memory.ask(("plan", execution_plan_snapshot_id), lambda: ask(execution_plan_snapshot_id))
+
+
+class WarmPostgresStorage(DagsterPostgresStorage):
+    """All of Dagster's storage over one pool. Named in the worker's instance configuration."""
+
+    def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(postgres_url, should_autocreate_tables=True, inst_data=inst_data)
+        self.engine = pooled_engine(postgres_url)
+        self._run_storage = PooledRunStorage(postgres_url, self.engine)
+        self._event_log_storage = GroupCommitEventLog(postgres_url, self.engine)
+        self._schedule_storage._engine = self.engine
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:
+        return cls(config_value["postgres_url"], inst_data)

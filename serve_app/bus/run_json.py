@@ -1,0 +1,43 @@
+"""A run as JSON, for the queue."""
+
+import base64
+import dataclasses
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from serve_app.runs import CachePolicy, Question, Run
+
+VERSION: Final = 1
+
+
+def encode_run(run: Run) -> bytes:
+    """The JSON form: every field of the run, the embedding as base64 of little-endian float32."""
+    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    fields["question"] = dataclasses.asdict(run.question)
+    fields["cache"] = dataclasses.asdict(run.cache)
+    if run.embedding is not None:
+        fields["embedding"] = base64.b64encode(np.asarray(run.embedding, dtype="<f4").tobytes()).decode()
+    return orjson.dumps({"v": VERSION, **fields})
+
+
+def decode_run(raw: bytes) -> Run:
+    """The inverse of encode_run; embeddings come back as the nearest float32. Raises ValueError for anything else."""
+    try:
+        fields: dict[str, Any] = orjson.loads(raw)
+        version = fields.pop("v")
+        if version != VERSION:
+            raise ValueError(f"run has version {version}, this reader knows {VERSION}")
+        embedding = fields.pop("embedding")
+        run = Run(
+            question=Question(**fields.pop("question")),
+            cache=CachePolicy(**fields.pop("cache")),
+            embedding=None if embedding is None else np.frombuffer(base64.b64decode(embedding), dtype="<f4").tolist(),
+            **fields,
+        )
+    except (orjson.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"not a run: {error}") from error
+    if not isinstance(run.trace_id, str) or not isinstance(run.deadline, (int, float)):
+        raise ValueError("not a run: trace_id must be text and deadline a number")
+    return run

@@ -1,0 +1,170 @@
+"""From a checked body to an Ask: which route, which model, whose project, how the cache is used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.errors import BadRequest, Forbidden, NotFound
+from serve_app.gateway.schema import ChatRequest, DebateField
+from serve_app.lifecycle.handle import Ask
+from serve_app.ports import Replicas
+from serve_app.runs import CachePolicy, Question, Route, answer_params
+from serve_app.settings import DEBATE_MODEL_ID, Settings
+
+# What a debate cannot carry yet. Refused, because dropping it silently would answer another question.
+_NOT_IN_A_DEBATE = ("tools", "functions", "tool_choice", "function_call", "response_format", "logprobs", "top_logprobs", "n")
+_NO_EFFECT: Mapping[str, object] = {"n": 1, "logprobs": False, "tool_choice": "none"}
+_KEY_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the project of the API key, and the others it may act for."""
+
+    project: str
+    projects: tuple[str, ...] = ()
+
+    def acting_for(self, project: str | None) -> str:
+        """The project of a request. Raises Forbidden when the key may not use it."""
+        if project is None or project == self.project:
+            return self.project
+        if project not in self.projects:
+            raise Forbidden(f"this API key may not act for project {project!r}", param="x_project", code="project_forbidden")
+        return project
+
+
+def build_ask(
+    request: ChatRequest,
+    body: dict[str, Any],
+    *,
+    trace_id: str,
+    caller: Caller,
+    headers: Mapping[str, str],
+    settings: Settings,
+    replicas: Replicas,
+) -> Ask:
+    """The Ask behind a chat request. Raises BadRequest, Forbidden or NotFound that name the field."""
+    route = _route(request)
+    if route == "workflow":
+        _refuse_what_a_debate_drops(body)
+        spec = resolve_debate(request, settings, replicas)
+        model, adapter = DEBATE_MODEL_ID, None
+    else:
+        spec = None
+        model, adapter = resolve_model(request.model, request.x_adapter, replicas)
+    question = Question(
+        project=caller.acting_for(request.x_project),
+        route=route,
+        model=model,
+        adapter=adapter,
+        messages=body["messages"],
+        params=answer_params(body),
+        debate=spec,
+    )
+    return Ask(
+        trace_id=trace_id,
+        question=question,
+        cache=cache_policy(request, headers, settings),
+        timeout_s=request.x_timeout_s or settings.request_timeout_s,
+        idempotency_key=_idempotency_key(headers),
+    )
+
+
+def resolve_model(model: str, adapter: str | None, replicas: Replicas) -> tuple[str, str | None]:
+    """Base model and adapter of an id like `base` or `base:adapter`. Raises NotFound that lists the known ids."""
+    base, _, named = model.partition(":")
+    if named and adapter and named != adapter:
+        raise BadRequest(
+            f"model names adapter {named!r} but x_adapter says {adapter!r}; use one", param="x_adapter", code="invalid_value"
+        )
+    adapter = adapter or named or None
+    known = [card.model_id for card in replicas.cards()]
+    wanted = f"{base}:{adapter}" if adapter else base
+    if wanted not in known:
+        shown = ", ".join([*known, DEBATE_MODEL_ID])
+        raise NotFound(f"model {wanted!r} does not exist; known models: {shown}", param="model", code="model_not_found")
+    return base, adapter
+
+
+def resolve_debate(request: ChatRequest, settings: Settings, replicas: Replicas) -> dict[str, Any]:
+    """The full specification of the debate: the request's x_debate over the preset, models resolved and checked."""
+    field = request.x_debate or DebateField()
+    if field.strategy != "judge":
+        raise BadRequest(
+            f"x_debate.strategy {field.strategy!r} is not supported yet; use 'judge'",
+            param="x_debate.strategy",
+            code="unsupported",
+        )
+    if field.rounds != 1:
+        raise BadRequest("x_debate.rounds above 1 is not supported yet; use 1", param="x_debate.rounds", code="unsupported")
+    # The model of the request is the debaters' default, so that {"model": "x", "x_route": "workflow"} debates with x.
+    asked = settings.models[0].model_id if request.model == DEBATE_MODEL_ID else request.model
+    tasks: list[dict[str, Any]] = []
+    for task in field.tasks or settings.debate.tasks:
+        wanted = task.model or asked
+        model, adapter = resolve_model(wanted, task.adapter or (request.x_adapter if not task.model else None), replicas)
+        tasks.append(
+            {"task": task.task, "model": model, "adapter": adapter, "system": task.system, "temperature": task.temperature}
+        )
+    judge, judge_adapter = resolve_model(field.judge_model or settings.debate.judge_model or asked, None, replicas)
+    return {
+        "tasks": tasks,
+        "rounds": field.rounds,
+        "strategy": field.strategy,
+        "judge_model": judge,
+        "judge_adapter": judge_adapter,
+        "drafts": field.drafts,
+    }
+
+
+def cache_policy(request: ChatRequest, headers: Mapping[str, str], settings: Settings) -> CachePolicy:
+    """How the cache is used: x_cache wins over Cache-Control, both over the settings."""
+    field = request.x_cache
+    directives = {part.strip().lower() for part in headers.get("cache-control", "").split(",")}
+    mode = "bypass" if "no-store" in directives else "refresh" if "no-cache" in directives else "use"
+    if field is not None and "mode" in field.model_fields_set:
+        mode = field.mode
+    if not settings.cache_enabled:
+        mode = "bypass"
+    return CachePolicy(
+        mode=mode,  # type: ignore[arg-type]  # one of the four, by construction
+        threshold=settings.cache_threshold if field is None or field.threshold is None else field.threshold,
+        ttl_s=settings.cache_ttl_s if field is None or field.ttl_s is None else field.ttl_s,
+    )
+
+
+def _route(request: ChatRequest) -> Route:
+    route = request.x_route or ("workflow" if request.model == DEBATE_MODEL_ID else "direct")
+    if request.model == DEBATE_MODEL_ID and route != "workflow":
+        raise BadRequest(
+            f"model 'debate' means x_route=workflow, but x_route is {route!r}", param="x_route", code="invalid_value"
+        )
+    if route == "rag":
+        raise BadRequest("x_route 'rag' is not available yet; use 'direct' or 'workflow'", param="x_route", code="unsupported")
+    if request.x_debate is not None and route != "workflow":
+        raise BadRequest("x_debate needs x_route=workflow or model 'debate'", param="x_debate", code="invalid_value")
+    return route
+
+
+def _refuse_what_a_debate_drops(body: dict[str, Any]) -> None:
+    for name in _NOT_IN_A_DEBATE:
+        value = body.get(name)
+        if value is not None and value != _NO_EFFECT.get(name):
+            raise BadRequest(
+                f"{name!r} is not supported in a debate; leave it out or use x_route=direct", param=name, code="unsupported"
+            )
+    for number, message in enumerate(body["messages"]):
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+            raise BadRequest("a debate takes text only", param=f"messages[{number}].content", code="unsupported")
+
+
+def _idempotency_key(headers: Mapping[str, str]) -> str | None:
+    key = headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= _KEY_MAX or not key.isprintable():
+        raise BadRequest(
+            f"Idempotency-Key must have 1 to {_KEY_MAX} printable characters", param="Idempotency-Key", code="invalid_value"
+        )
+    return key

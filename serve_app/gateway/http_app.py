@@ -1,0 +1,148 @@
+"""The FastAPI application: routes, error shape, request ids, body limit."""
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import ORJSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused
+from serve_app.gateway.auth import Authenticator
+from serve_app.lifecycle.handle import Lifecycle
+from serve_app.settings import Settings
+from serve_app.telemetry import count, logger
+
+Probe = Callable[[], Awaitable[Mapping[str, str]]]
+RETRY_AFTER_MAX_S = 120  # the OpenAI SDKs do not retry at all past this
+
+
+@dataclass(slots=True)
+class GatewayState:
+    """What the routes work with. `probe` says for each part `ok` or what is wrong with it."""
+
+    settings: Settings
+    lifecycle: Lifecycle
+    auth: Authenticator
+    probe: Probe
+    started: int  # Unix seconds
+
+
+def build_http_app(
+    state: GatewayState, *, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+) -> FastAPI:
+    """The application around `state`; `lifespan` closes what the state holds."""
+    from serve_app.gateway.routes import router
+
+    app = FastAPI(title="aifactory", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.gateway = state
+    app.include_router(router)
+    app.add_middleware(RequestMiddleware)
+    app.add_exception_handler(AifactoryError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    return app
+
+
+def state_of(request: Request) -> GatewayState:
+    state: GatewayState = request.app.state.gateway
+    return state
+
+
+def error_response(error: AifactoryError, headers: Mapping[str, str] | None = None) -> Response:
+    """The error in OpenAI's shape, with the headers that tell an SDK whether to retry."""
+    extra = dict(headers or {})
+    if error.retryable and error.status in (429, 503):
+        extra["retry-after"] = str(max(1, min(RETRY_AFTER_MAX_S, round(error.retry_after_s or 1))))
+    if isinstance(error, KeyReused):
+        extra["x-should-retry"] = "false"
+    return ORJSONResponse({"error": error.body()}, status_code=error.status, headers=extra)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes. Raises BodyTooLarge before reading more."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+class RequestMiddleware:
+    """Gives every exchange its x-request-id, counts it, and turns a bug into a clean 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = dict(scope["headers"]).get(b"x-request-id", b"")
+        # Echoed into a header and the log: only what is harmless there.
+        request_id = (
+            sent.decode("latin-1")
+            if 0 < len(sent) <= 200 and sent.isascii() and sent.decode().isprintable()
+            else uuid.uuid4().hex
+        )
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 500
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
+            await send(message)
+
+        begun = time.monotonic()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            logger.opt(exception=error).error("request broke", path=scope["path"], request_id=request_id)
+            if started:
+                raise
+            response = error_response(AifactoryError(f"internal error; the log has the cause under request id {request_id}"))
+            await response(scope, receive, send_with_id)
+        finally:
+            path = getattr(scope.get("route"), "path", "unknown")
+            count("aifactory_requests_total", path=path, status=str(status))
+            logger.debug("request", path=path, status=status, seconds=round(time.monotonic() - begun, 4), request_id=request_id)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AifactoryError)
+    headers: dict[str, Any] = getattr(request.state, "error_headers", {})
+    return error_response(error, headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"no such path: {request.method} {request.url.path}"
+    elif error.status_code == 405:
+        message = f"method {request.method} is not allowed for {request.url.path}"
+    else:
+        message = str(error.detail)
+    body = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "not_found" if error.status_code == 404 else None,
+    }
+    return ORJSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is over {limit} bytes (setting max_body_bytes)")

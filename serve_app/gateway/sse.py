@@ -1,0 +1,254 @@
+"""Run events to OpenAI's wire: chunks of a stream, or one JSON body.
+
+The end is never faked: a run that did not end well ends its stream with one `data: {"error": …}` and no `[DONE]`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import orjson
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from serve_app.answers import AnswerBuilder
+from serve_app.errors import AifactoryError, UpstreamFailed, from_body
+from serve_app.events import ChoiceEnd, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
+from serve_app.lifecycle.handle import Reply
+from serve_app.runs import Answer
+from serve_app.telemetry import count, observe
+
+KEEPALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class Renderer:
+    """Turns the events of one reply into SSE frames. `drafts` false leaves the debaters' drafts out."""
+
+    def __init__(self, reply: Reply, *, include_usage: bool, drafts: bool) -> None:
+        self._reply = reply
+        self._include_usage = include_usage
+        self._drafts = drafts
+        self._builder = AnswerBuilder(reply.model)
+
+    def frames(self, event: RunEvent) -> list[bytes]:
+        """The frames of one event. The last one carries the event's seq as SSE id, so a resume starts after it."""
+        match event.body:
+            case RoleEvent(role=role, index=index):
+                chunks = [self._chunk(index, {"role": role, "content": ""})]
+            case TokenEvent(task=str(task), text=text):
+                chunks = [{**self._chunk(0, {"reasoning_content": text}), "x_task": task}] if self._drafts else []
+            case TokenEvent() as token:
+                delta = {"reasoning_content" if token.reasoning else "content": token.text}
+                chunks = [self._chunk(token.index, delta, logprobs=token.logprobs)]
+            case ToolCallEvent(task=None) as piece:
+                chunks = [self._chunk(piece.index, {"tool_calls": [_call_delta(piece)]})]
+            case UsageEvent():
+                self._builder.add(event.body)
+                chunks = []
+            case FinishedEvent() as end:
+                return self._end(event.seq, end)
+            case ProgressEvent() | ToolCallEvent():
+                chunks = []
+        return [_frame(chunk, event.seq) for chunk in chunks]
+
+    def _end(self, seq: int, end: FinishedEvent) -> list[bytes]:
+        if end.reason in ("error", "cancelled"):
+            return [error_frame(error_of(end), seq)]
+        chunks = []
+        for choice in end.choices or (ChoiceEnd(finish_reason=end.reason),):
+            chunk = self._chunk(choice.index, {}, finish=choice.finish_reason)
+            if choice.stop_reason is not None:
+                chunk["choices"][0]["stop_reason"] = choice.stop_reason
+            chunks.append(chunk)
+        if self._include_usage:
+            chunks.append({**self._head(), "choices": [], "usage": usage_json(self._builder)})
+        chunks[-1]["x_factory"] = x_factory(self._reply, end)
+        return [*(_frame(chunk, None) for chunk in chunks[:-1]), _frame(chunks[-1], seq), DONE]
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{self._reply.trace_id}",
+            "object": "chat.completion.chunk",
+            "created": self._reply.created,
+            "model": self._reply.model,
+        }
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return {**self._head(), "choices": [choice]}
+
+
+class Reader:
+    """Reads the events of one reply. Waiting may be given up and taken up again without losing an event."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self._pending: asyncio.Task[RunEvent] | None = None
+
+    async def next(self, timeout_s: float | None = None) -> RunEvent | None:
+        """The next event, or None when none came within `timeout_s`. Raises UpstreamFailed when there is no more."""
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(_next(self.reply.events))
+        done, _ = await asyncio.wait({self._pending}, timeout=timeout_s)
+        if not done:
+            return None
+        task, self._pending = self._pending, None
+        return task.result()
+
+    async def first(self, patience_s: float) -> RunEvent | None:
+        """The first event, so that an early error gets its own HTTP status; None when it does not come in time.
+
+        Raises the run's error when the run ended before it began to answer.
+        """
+        event = await self.next(patience_s)
+        if event is not None:
+            raise_if_broken(event)
+        return event
+
+    async def close(self) -> None:
+        """Leave the run, even when the task that asks for it is being cancelled."""
+        with anyio.CancelScope(shield=True):
+            if self._pending is not None:
+                self._pending.cancel()
+                await asyncio.wait({self._pending}, timeout=1)
+            await self.reply.close()
+
+
+class EventStream(StreamingResponse):
+    """The stream of one reply. When it ends, for whatever reason, the reply is closed."""
+
+    def __init__(
+        self, reader: Reader, first: RunEvent | None, renderer: Renderer, *, keepalive_s: float, headers: dict[str, str]
+    ) -> None:
+        self._reader = reader
+        self._finished = False
+        self._opened = time.monotonic()
+        super().__init__(
+            self._frames(first, renderer, keepalive_s),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._reader.reply.route
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._reader.close()
+            observe("aifactory_sse_seconds", time.monotonic() - self._opened, route=route)
+            if not self._finished:
+                count("aifactory_streams_dropped_total", route=route, reason="client")
+
+    async def _frames(self, event: RunEvent | None, renderer: Renderer, keepalive_s: float) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                if event is None:
+                    yield KEEPALIVE
+                else:
+                    # Set before the frames are out: a client may close the moment it has read [DONE].
+                    self._finished = isinstance(event.body, FinishedEvent)
+                    for frame in renderer.frames(event):
+                        yield frame
+                    if self._finished:
+                        return
+                event = await self._reader.next(keepalive_s)
+        except AifactoryError as error:
+            count("aifactory_streams_dropped_total", route=self._reader.reply.route, reason=error.code)
+            self._finished = True
+            yield error_frame(error)
+
+
+async def collect(reader: Reader) -> dict[str, Any]:
+    """The whole reply as one `chat.completion` object. Raises the run's error."""
+    builder = AnswerBuilder(reader.reply.model)
+    while True:
+        event = await reader.next()
+        if event is None:
+            continue
+        raise_if_broken(event)
+        if isinstance(event.body, FinishedEvent):
+            return completion(reader.reply, builder.answer(event.body), builder, event.body)
+        builder.add(event.body)
+
+
+def completion(reply: Reply, answer: Answer, builder: AnswerBuilder, end: FinishedEvent) -> dict[str, Any]:
+    """The JSON body of a non-stream answer; the same answer always gives the same bytes."""
+    choices = []
+    for position, message in enumerate(answer.messages):
+        ended = answer.ends[position]
+        choice = {
+            "index": ended.index,
+            "message": message,
+            "logprobs": answer.logprobs[position] if position < len(answer.logprobs) else None,
+            "finish_reason": ended.finish_reason,
+        }
+        if ended.stop_reason is not None:
+            choice["stop_reason"] = ended.stop_reason
+        choices.append(choice)
+    return {
+        "id": f"chatcmpl-{reply.trace_id}",
+        "object": "chat.completion",
+        "created": reply.created,
+        "model": reply.model,
+        "choices": choices,
+        "usage": usage_json(builder),
+        **(end.extra or {}),
+        "x_factory": x_factory(reply, end),
+    }
+
+
+def x_factory(reply: Reply, end: FinishedEvent) -> dict[str, Any]:
+    """The one extension object of an answer."""
+    report = end.cache if end.cache is not None and reply.cache.result != "attached" else reply.cache
+    fields: dict[str, Any] = {"trace_id": reply.trace_id, "route": reply.route, "cache": report.model_dump()}
+    if end.debate is not None:
+        fields["debate"] = end.debate.model_dump(exclude_none=True) | {"winner": end.debate.winner}
+    return fields
+
+
+def raise_if_broken(event: RunEvent) -> None:
+    """Raise the error of a run that did not end well."""
+    if isinstance(event.body, FinishedEvent) and event.body.reason in ("error", "cancelled"):
+        raise error_of(event.body)
+
+
+def error_of(end: FinishedEvent) -> AifactoryError:
+    """The error that a run ended with."""
+    unsaid = {"message": f"the run ended as {end.reason}", "code": end.reason if end.reason == "cancelled" else None}
+    return from_body(end.error or unsaid)
+
+
+def error_frame(error: AifactoryError, seq: int | None = None) -> bytes:
+    """The frame that ends a broken stream."""
+    return _frame({"error": error.body()}, seq)
+
+
+def usage_json(builder: AnswerBuilder) -> dict[str, Any]:
+    return builder.usage.model_dump(exclude_none=True)
+
+
+async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        raise UpstreamFailed("the run's events stopped before it was finished") from None
+
+
+def _call_delta(piece: ToolCallEvent) -> dict[str, Any]:
+    function: dict[str, Any] = {"arguments": piece.arguments}
+    delta: dict[str, Any] = {"index": piece.call, "function": function}
+    if piece.call_id is not None:
+        delta |= {"id": piece.call_id, "type": "function"}
+    if piece.name is not None:
+        function["name"] = piece.name
+    return delta
+
+
+def _frame(chunk: dict[str, Any], seq: int | None) -> bytes:
+    head = b"" if seq is None else b"id: %d\n" % seq
+    return head + b"data: " + orjson.dumps(chunk) + b"\n\n"

@@ -1,0 +1,296 @@
+"""The story of a request: admit, recall, route; its events are read back the same way whatever answered.
+
+READ THIS FIRST. A `Lifecycle` knows ports only: the log, the cache, the bus, the queue, the models.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+
+from serve_app.answers import AnswerBuilder, replay, succeeded
+from serve_app.errors import AifactoryError, NotFound, Unavailable
+from serve_app.events import FinishedEvent, RecallReport, RunEvent
+from serve_app.lifecycle.admit import Attach, Execute, Replay, admit
+from serve_app.lifecycle.local_runs import LocalRuns
+from serve_app.lifecycle.recall import count_recall, embed_question, recall_exact, recall_semantic
+from serve_app.lifecycle.route import DirectRun, failed, record, submit_workflow
+from serve_app.lifecycle.settle import not_recalled
+from serve_app.ports import AnswerCache, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
+from serve_app.runs import Answer, CachePolicy, Question, Run
+from serve_app.settings import Settings
+from serve_app.tasks import TaskOwner
+from serve_app.telemetry import bound, logger
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked request: the question, and how the caller wants it handled. timeout_s is the whole run's deadline."""
+
+    trace_id: str  # of the run, if this request starts one
+    question: Question
+    cache: CachePolicy
+    timeout_s: float
+    idempotency_key: str | None = None
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to a request as it comes. Close it when the client is gone or has all."""
+
+    trace_id: str
+    route: str
+    model: str
+    created: int  # Unix seconds
+    cache: RecallReport
+    events: AsyncIterator[RunEvent]
+    replayed: bool = False
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def close(self) -> None:
+        """Stop reading. The last reader of an unkeyed run stops the run."""
+        await self._stack.aclose()
+
+
+class Lifecycle:
+    """Handles the requests of one gateway process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: RunStore,
+        cache: AnswerCache,
+        bus: EventBus,
+        queue: RunQueue,
+        replicas: Replicas,
+        embedder: Embedder | None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.cache = cache
+        self.bus = bus
+        self.queue = queue
+        self.replicas = replicas
+        self.embedder = embedder
+        self.local_runs = LocalRuns(settings.gateway_max_ongoing_requests)
+        self._tasks = TaskOwner()
+
+    async def start(self) -> None:
+        """Listen for cancels and keep the leases of our runs."""
+        await self.bus.on_cancel(lambda trace_id, reason: void(self.local_runs.stop(trace_id, reason)))
+        self._tasks.spawn(self._keep_leases(), name="keep leases")
+
+    async def close(self) -> None:
+        """Stop the runs that this process executes; each is settled as failed before this returns."""
+        await self._tasks.close(timeout_s=10)
+
+    async def handle(self, ask: Ask) -> Reply:
+        """Answer one request. Raises the errors a client should see; the reply's events tell the rest."""
+        run = _new_run(ask)
+        with bound(run.trace_id, route=run.route):
+            if not run.keyed and (answer := await recall_exact(self.cache, run)):
+                return await self._replay_cached(run, answer)
+            if run.cache.mode == "only":
+                return await self._only_from_cache(run)
+
+            match await admit(self.store, run, lease_s=self.settings.lease_s):
+                case Replay(record=row):
+                    return self._replay_recorded(row)
+                case Attach(record=row):
+                    return await self._attach(row)
+                case Execute() as admitted:
+                    return await self._execute(admitted)
+
+    async def attach(self, row: RunRecord, *, after: int = -1) -> Reply:
+        """Read an existing run along, from event `after` + 1 on: GET /v1/runs/{trace_id}/events."""
+        return await self._attach(row, after=after)
+
+    async def cancel(self, row: RunRecord, reason: str) -> None:
+        """Stop a run wherever it executes. Does nothing when it has ended."""
+        if not row.status.terminal and not self.local_runs.stop(row.trace_id, reason):
+            await self.bus.publish_cancel(row.trace_id, reason)
+
+    async def _execute(self, admitted: Execute) -> Reply:
+        """The run is ours: from here on it must reach an end, whatever happens."""
+        stack = AsyncExitStack()
+        try:
+            # An identical run may have ended between our first look and the claim.
+            answer = await recall_exact(self.cache, admitted.run) if admitted.seen_before or admitted.run.keyed else None
+            if answer is None:
+                admitted = replace(admitted, run=await embed_question(self.embedder, admitted.run))
+                answer = await recall_semantic(self.cache, admitted.run)
+            run = admitted.run
+            if answer is None and run.route == "workflow":
+                # A worker publishes it: be there before the first event.
+                events = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
+                await self._start_workflow(admitted)
+            else:
+                publisher = await self.bus.open_run(run.trace_id)
+                events = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
+                if answer is not None:
+                    await self._settle_cached(admitted, publisher, answer)
+                else:
+                    self._start_direct(admitted, publisher)
+            stack.enter_context(self.local_runs.reading(run.trace_id))
+        except BaseException as error:
+            await stack.aclose()
+            await self._abandon(admitted, error)
+            raise
+        report = answer.cache if answer is not None and answer.cache else not_recalled(run)
+        count_recall(report.result)
+        return _reply(run, admitted.created, report, events, stack)
+
+    def _start_direct(self, admitted: Execute, publisher: RunPublisher) -> None:
+        direct = DirectRun(admitted, store=self.store, replicas=self.replicas, publisher=publisher)
+        self.local_runs.add(admitted.run, direct.stop, recorded=admitted.recorded)
+        task = self._tasks.spawn(direct.execute(), name=f"run {admitted.run.trace_id}")
+        task.add_done_callback(lambda _: self.local_runs.remove(admitted.run.trace_id))
+
+    async def _start_workflow(self, admitted: Execute) -> None:
+        trace_id = admitted.run.trace_id
+        self.local_runs.add(
+            admitted.run, lambda reason: void(self._tasks.spawn(self._send_cancel(trace_id, reason), name="cancel"))
+        )
+        try:
+            await submit_workflow(admitted, store=self.store, queue=self.queue, bus=self.bus)
+        except BaseException:
+            self.local_runs.remove(trace_id)
+            raise
+
+    async def _settle_cached(self, admitted: Execute, publisher: RunPublisher, answer: Answer) -> None:
+        """A claimed run that the cache answers: recorded like any other, but the entry is not copied under a new name."""
+        run = replace(admitted.run, cache=replace(admitted.run.cache, mode="bypass"))
+        outcome = succeeded(answer)
+        for body in replay(answer):
+            if not isinstance(body, FinishedEvent):
+                await publisher.emit(body)
+        await record(self.store, publisher, run, outcome, recorded=admitted.recorded)
+
+    async def _replay_cached(self, run: Run, answer: Answer) -> Reply:
+        """An exact hit needs no claim: nothing is executed. Its events go out under the request's own trace_id."""
+        publisher = await self.bus.open_run(run.trace_id)
+        stack = AsyncExitStack()
+        events = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
+        for body in replay(answer):
+            await publisher.emit(body)
+        report = answer.cache or RecallReport(result="exact")
+        count_recall(report.result)
+        return _reply(run, run.started, report, events, stack)
+
+    async def _only_from_cache(self, run: Run) -> Reply:
+        answer = await recall_exact(self.cache, run)
+        if answer is None:
+            answer = await recall_semantic(self.cache, await embed_question(self.embedder, run))
+        if answer is None:
+            count_recall("miss")
+            raise NotFound("the cache has no answer to this (x_cache.mode is only)", param="x_cache", code="cache_miss")
+        return await self._replay_cached(run, answer)
+
+    def _replay_recorded(self, row: RunRecord) -> Reply:
+        """The recorded result of a key, again."""
+        return Reply(
+            trace_id=row.trace_id,
+            route=row.route,
+            model=row.model,
+            created=int(row.created_at),
+            cache=(row.answer.cache if row.answer else None) or RecallReport(),
+            events=_recorded_events(row),
+            replayed=True,
+        )
+
+    async def _attach(self, row: RunRecord, *, after: int = -1) -> Reply:
+        if row.status.terminal and row.trace_id not in self.local_runs:
+            reply = self._replay_recorded(row)
+            reply.events = _after(reply.events, after)
+            return reply
+        stack = AsyncExitStack()
+        events = await stack.enter_async_context(self.bus.subscribe(row.trace_id, after=after))
+        stack.enter_context(self.local_runs.reading(row.trace_id))
+        count_recall("attached")
+        return Reply(
+            trace_id=row.trace_id,
+            route=row.route,
+            model=row.model,
+            created=int(row.created_at),
+            cache=RecallReport(result="attached"),
+            events=events,
+            _stack=stack,
+        )
+
+    async def _abandon(self, admitted: Execute, error: BaseException) -> None:
+        """A claimed run that could not be started: its row must not stay `running`."""
+        run = admitted.run
+        self.local_runs.remove(run.trace_id)
+        if not admitted.recorded:
+            return
+        cause = error if isinstance(error, AifactoryError) else Unavailable("the request ended before its run began; retry")
+        outcome = failed(cause, AnswerBuilder(run.question.model))
+        try:
+            # One statement; a row that has its end already (submit_workflow settles its own) is left alone.
+            await asyncio.shield(self.store.settle(run, outcome))
+        except AifactoryError as away:
+            logger.warning("abandoned run not recorded; its lease will end it", error=away.message)
+
+    async def _send_cancel(self, trace_id: str, reason: str) -> None:
+        try:
+            await self.bus.publish_cancel(trace_id, reason)
+        except Unavailable as error:
+            logger.warning("cancel not sent; the run ends at its deadline", trace_id=trace_id, error=error.message)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.lease_s / 3)
+            trace_ids = self.local_runs.leased()
+            if trace_ids:
+                try:
+                    await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
+                except Unavailable as error:
+                    logger.warning("leases not extended", error=error.message, runs=len(trace_ids))
+
+
+def void(_: object) -> None:
+    """Drop a result where a callback must return nothing."""
+
+
+def _new_run(ask: Ask) -> Run:
+    trace_id, req_id, now = ask.trace_id, ask.question.req_id, time.time()
+    if ask.idempotency_key is not None:
+        key = ask.idempotency_key
+    else:
+        # A caller that bypasses the cache wants an execution of its own.
+        key = f"{req_id}:{trace_id}" if ask.cache.mode == "bypass" else req_id
+    return Run(
+        trace_id=trace_id,
+        req_id=req_id,
+        key=key,
+        keyed=ask.idempotency_key is not None,
+        question=ask.question,
+        deadline=now + ask.timeout_s,
+        cache=ask.cache,
+        started=now,
+    )
+
+
+def _reply(run: Run, created: float, report: RecallReport, events: AsyncIterator[RunEvent], stack: AsyncExitStack) -> Reply:
+    model = f"{run.question.model}:{run.question.adapter}" if run.question.adapter else run.question.model
+    return Reply(
+        trace_id=run.trace_id, route=run.route, model=model, created=int(created), cache=report, events=events, _stack=stack
+    )
+
+
+async def _recorded_events(row: RunRecord) -> AsyncIterator[RunEvent]:
+    if row.answer is None:
+        yield RunEvent(
+            row.trace_id, 0, FinishedEvent(reason="cancelled" if row.status == "cancelled" else "error", error=row.error)
+        )
+        return
+    for seq, body in enumerate(replay(row.answer)):
+        yield RunEvent(row.trace_id, seq, body)
+
+
+async def _after(events: AsyncIterator[RunEvent], after: int) -> AsyncIterator[RunEvent]:
+    async for event in events:
+        if event.seq > after:
+            yield event

@@ -1,0 +1,143 @@
+"""Routing: a direct run is executed here, a workflow run is handed to the queue."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+from serve_app.answers import AnswerBuilder, succeeded
+from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
+from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
+from serve_app.lifecycle.admit import Execute
+from serve_app.lifecycle.settle import finish_unrecorded, settle
+from serve_app.ports import EventBus, Replicas, RunPublisher, RunQueue, RunStore
+from serve_app.runs import Outcome, Run, RunStatus
+from serve_app.telemetry import bound, logger, observe
+
+_SETTLE_TRIES = 4
+
+
+class DirectRun:
+    """One question put to a replica, from this process; its events go to the publisher as they come."""
+
+    def __init__(self, admitted: Execute, *, store: RunStore, replicas: Replicas, publisher: RunPublisher) -> None:
+        self.run = admitted.run
+        self._recorded = admitted.recorded
+        self._store = store
+        self._replicas = replicas
+        self._publisher = publisher
+        self._builder = AnswerBuilder(_model_id(admitted.run))
+        self._task: asyncio.Task[None] | None = None
+        self._stop_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """End the run early: the engine request is aborted, the run is settled as cancelled."""
+        self._stop_reason = reason
+        if self._task is not None:
+            self._task.cancel()
+
+    async def execute(self) -> None:
+        """Run to the end. Whatever happens, the run is settled before this returns."""
+        self._task = asyncio.current_task()
+        with bound(self.run.trace_id, route=self.run.route):
+            outcome = await self._outcome()
+            if outcome.usage.total_tokens:
+                await self._publisher.emit(UsageEvent(usage=outcome.usage))
+            await record(self._store, self._publisher, self.run, outcome, recorded=self._recorded)
+
+    async def _outcome(self) -> Outcome:
+        try:
+            if self._stop_reason is not None:  # stopped before it began
+                raise asyncio.CancelledError
+            async with asyncio.timeout(self.run.seconds_left):
+                return await self._stream()
+        except TimeoutError:
+            return failed(DeadlineExceeded(f"the run did not finish within its {_deadline_s(self.run):g} s"), self._builder)
+        except asyncio.CancelledError:
+            if self._task is not None:
+                self._task.uncancel()  # the end of the run is still ours to record
+            if self._stop_reason is None:
+                return failed(Unavailable("the gateway is shutting down; retry"), self._builder)
+            return cancelled(self._stop_reason, self._builder)
+        except AifactoryError as error:
+            return failed(error, self._builder)
+        except Exception as error:  # noqa: BLE001 - the caller must get an end, whatever broke; the log gets the cause
+            logger.opt(exception=error).error("direct run broke")
+            return failed(AifactoryError("internal error; the log has the cause under this trace_id"), self._builder)
+
+    async def _stream(self) -> Outcome:
+        question = self.run.question
+        body = {**question.params, "messages": question.messages}
+        first = True
+        stream = self._replicas.stream(question.model, question.adapter, body, request_id=self.run.trace_id)
+        try:
+            async for event in stream:
+                match event:
+                    case FinishedEvent():
+                        return succeeded(self._builder.answer(event))
+                    case UsageEvent():
+                        self._builder.add(event)
+                        continue
+                    case RoleEvent():
+                        pass
+                    case _ if first:
+                        first = False
+                        observe("aifactory_time_to_first_token_seconds", time.time() - self.run.started, route="direct")
+                    case _:
+                        pass
+                self._builder.add(event)
+                await self._publisher.emit(event)
+        finally:
+            await stream.aclose()  # closing it early aborts the request in the engine
+        raise AssertionError("a replica stream ends with finished or raises")
+
+
+async def submit_workflow(admitted: Execute, *, store: RunStore, queue: RunQueue, bus: EventBus) -> None:
+    """Hand the run to the workers. If the queue does not take it, the run ends here as failed, and the error is raised."""
+    run = admitted.run
+    try:
+        await queue.submit(run)
+    except AifactoryError as error:
+        publisher = await bus.open_run(run.trace_id)
+        await record(store, publisher, run, failed(error, AnswerBuilder(_model_id(run))))
+        raise
+
+
+async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome, *, recorded: bool = True) -> None:
+    """Settle, and try again a few times when the database is away.
+
+    A plain unkeyed answer that has reached its reader is not spoilt because it cannot be recorded; a keyed one is
+    ended as an error, since its key could not replay it.
+    """
+    if not recorded:
+        await finish_unrecorded(publisher, run, outcome)
+        return
+    for attempt in range(_SETTLE_TRIES):
+        try:
+            await settle(store, publisher, run, outcome)
+        except Unavailable as error:
+            logger.warning("the outcome could not be recorded yet", error=error.message, attempt=attempt)
+            await asyncio.sleep(0.25 * 2**attempt)
+        else:
+            return
+    if run.keyed and outcome.status is RunStatus.SUCCEEDED:
+        away = Unavailable("the answer could not be recorded under its Idempotency-Key: Postgres is away; retry")
+        outcome = replace(failed(away, AnswerBuilder(_model_id(run))), usage=outcome.usage)
+    await finish_unrecorded(publisher, run, outcome)
+
+
+def failed(error: AifactoryError, builder: AnswerBuilder) -> Outcome:
+    """The outcome of a run that broke; what it had used until then is kept."""
+    return Outcome(RunStatus.FAILED, "error", builder.usage, error={**error.body(), "retryable": error.retryable})
+
+
+def cancelled(reason: str, builder: AnswerBuilder) -> Outcome:
+    """The outcome of a run that was stopped."""
+    return Outcome(RunStatus.CANCELLED, "cancelled", builder.usage, error=Cancelled(f"the run was cancelled: {reason}").body())
+
+
+def _model_id(run: Run) -> str:
+    return f"{run.question.model}:{run.question.adapter}" if run.question.adapter else run.question.model
+
+
+def _deadline_s(run: Run) -> float:
+    return round(run.deadline - run.started, 3)

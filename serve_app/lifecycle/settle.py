@@ -1,0 +1,48 @@
+"""The end of a run: record the outcome, then say `finished`, once."""
+
+import time
+from dataclasses import replace
+
+from serve_app.answers import finished_event
+from serve_app.events import RecallReport
+from serve_app.ports import RunPublisher, RunStore
+from serve_app.runs import Outcome, Run
+from serve_app.telemetry import count, logger, observe
+
+
+async def settle(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome) -> bool:
+    """Commit the outcome and the cache entry in one transaction; only then publish the one `finished`.
+
+    False when the run was not ours any more (a later attempt owns it, or it has ended): nothing is published.
+    Raises errors.Unavailable when the database is away: then nothing is recorded and nothing published.
+    """
+    if outcome.answer is not None and outcome.answer.cache is None:
+        outcome = replace(outcome, answer=replace(outcome.answer, cache=not_recalled(run)))
+    if not await store.settle(run, outcome):
+        logger.warning("outcome of run dropped: another attempt owns it", status=outcome.status, attempt=run.attempt)
+        return False
+    await publisher.emit(finished_event(outcome))
+    count("aifactory_runs_total", route=run.route, outcome=outcome.status.value)
+    observe("aifactory_run_seconds", time.time() - run.started, route=run.route)
+    logger.info(
+        "run settled",
+        status=outcome.status.value,
+        reason=outcome.reason,
+        route=run.route,
+        seconds=round(time.time() - run.started, 3),
+        completion_tokens=outcome.usage.completion_tokens,
+        error_code=(outcome.error or {}).get("code"),
+    )
+    return True
+
+
+async def finish_unrecorded(publisher: RunPublisher, run: Run, outcome: Outcome) -> None:
+    """Say `finished` for a run that the log never knew, or cannot take: the database is away."""
+    logger.warning("run ends without a record: the database is away", status=outcome.status.value, route=run.route)
+    await publisher.emit(finished_event(outcome))
+    count("aifactory_runs_total", route=run.route, outcome=f"{outcome.status.value}_unrecorded")
+
+
+def not_recalled(run: Run) -> RecallReport:
+    """What the cache had to do with an answer that a model gave."""
+    return RecallReport(result="bypass" if run.cache.mode == "bypass" else "miss")

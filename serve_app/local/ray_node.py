@@ -1,0 +1,156 @@
+"""The embedded Ray head node: one `ray start --head --block` in a session of its own.
+
+`ray stop` would end every Ray on the machine; here the node is known by its process, session and folder.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from serve_app.local.files import write_private
+from serve_app.local.ports import choose_port
+from serve_app.local.processes import ProcessRecord, child_environment, is_alive, last_lines, spawn
+
+# A Unix socket's path may have 107 bytes. HAProxy puts 56 hex digits and its own temporary suffix below our folder.
+_LONGEST_RUN_DIR = 24
+# Tokens and requests pass through the object store, never tensors.
+_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+class RayError(RuntimeError):
+    """The embedded Ray node could not be started."""
+
+
+class RayPorts(BaseModel):
+    """Every fixed port of one node, so that two stacks on a machine do not meet."""
+
+    gcs: int
+    dashboard: int
+    client: int
+    agent: int
+    haproxy_metrics: int
+    haproxy_stats: int
+    fallback_proxy: int
+    fallback_grpc: int
+
+
+def choose_ray_ports(gcs: int, dashboard: int, choose: Callable[[int, str], int], taken: set[int]) -> RayPorts:
+    """Ports for a node; only the two that a person may look for are announced through `choose` when they move."""
+    return RayPorts(
+        gcs=choose(gcs, "Ray"),
+        dashboard=choose(dashboard, "Ray dashboard"),
+        client=choose_port(10001, taken),
+        agent=choose_port(52365, taken),
+        haproxy_metrics=choose_port(9101, taken),
+        haproxy_stats=choose_port(8404, taken),
+        fallback_proxy=choose_port(8500, taken),
+        fallback_grpc=choose_port(9500, taken),
+    )
+
+
+def run_dir_for(state_dir: Path) -> Path:
+    """Where sockets and session logs live: below the state folder if the path is short enough, else below /tmp."""
+    inside = state_dir / "run"
+    if len(os.fsencode(inside)) <= _LONGEST_RUN_DIR:
+        return inside
+    digest = hashlib.sha256(f"{os.getuid()}:{state_dir}".encode()).hexdigest()[:8]
+    return Path("/tmp") / f"aifactory-{digest}"  # noqa: S108 - made owner-only and checked in make_private
+
+
+def make_private(folder: Path) -> None:
+    """Create the folder for our eyes only. Raises RayError if somebody else owns it or it is a link."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.geteuid():
+        raise RayError(f"{folder} belongs to somebody else: remove it, or set another AIFACTORY_STATE_DIR")
+    folder.chmod(0o700)
+
+
+@dataclass(frozen=True)
+class EmbeddedRay:
+    """One head node. `variables` are what every process needs that talks to it or runs on it."""
+
+    state_dir: Path
+    run_dir: Path
+    host: str
+    ports: RayPorts
+    num_cpus: int
+    log: Path
+
+    @property
+    def address(self) -> str:
+        """What ray.init takes."""
+        return f"127.0.0.1:{self.ports.gcs}"
+
+    def variables(self) -> dict[str, str]:
+        """Environment of the node, its workers and its drivers: token login, own HAProxy files, no usage reports."""
+        haproxy = self.run_dir / "ha"
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.state_dir / "ray" / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.haproxy_metrics),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.haproxy_stats),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(self.ports.fallback_proxy),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(self.ports.fallback_grpc),
+        }
+
+    def launch(self, extra: dict[str, str]) -> ProcessRecord:
+        """Start the node's process; `extra` joins the environment of everything that runs on it."""
+        make_private(self.run_dir)
+        for old in ("ray", "ha"):
+            # Sessions of earlier starts; their processes are gone when we get here.
+            shutil.rmtree(self.run_dir / old, ignore_errors=True)
+            (self.run_dir / old).mkdir(mode=0o700)
+        self._write_token()
+        command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--log-color=false"]
+        command += ["--node-ip-address=127.0.0.1", f"--port={self.ports.gcs}"]
+        command += [f"--dashboard-host={self.host}", f"--dashboard-port={self.ports.dashboard}"]
+        command += [f"--ray-client-server-port={self.ports.client}", f"--dashboard-agent-listen-port={self.ports.agent}"]
+        command += [f"--num-cpus={self.num_cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        command += [f"--temp-dir={self.run_dir / 'ray'}"]
+        env = child_environment({**self.variables(), **extra}, mark=self.state_dir)
+        # Ray's own default address would send the node to some other cluster.
+        env.pop("RAY_ADDRESS", None)
+        return spawn(command, env=env, log=self.log, cwd=self.state_dir)
+
+    def wait(self, head: ProcessRecord, timeout_s: float = 90.0) -> None:
+        """Wait until the node has started its last part. Raises RayError with the log's end."""
+        deadline = time.monotonic() + timeout_s
+        while not (_announces(self.log) and _listens(self.ports.gcs)):
+            if not is_alive(head):
+                raise RayError(f"`ray start` ended; log {self.log}:\n{last_lines(self.log)}")
+            if time.monotonic() > deadline:
+                raise RayError(f"Ray was not up within {timeout_s:.0f} s; log {self.log}:\n{last_lines(self.log)}")
+            time.sleep(0.1)
+
+    def _write_token(self) -> None:
+        token = self.state_dir / "ray" / "token"
+        token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not token.exists():
+            write_private(token, secrets.token_hex(32))
+
+
+def _announces(log: Path) -> bool:
+    return "Ray runtime started" in last_lines(log, 60)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

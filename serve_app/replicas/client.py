@@ -1,0 +1,185 @@
+"""Asks the replicas over Ray Serve. Holds handles only: importing this module imports neither vLLM nor torch."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from serve_app.errors import AifactoryError, Overloaded, UpstreamFailed
+from serve_app.events import EventBody
+from serve_app.ports import ModelCard
+from serve_app.replicas.catalog import Catalog, deployment_name
+from serve_app.replicas.chunks import ChunkReader, error_from_replica, parse_chunk
+from serve_app.settings import APP_NAME, ModelConfig, Settings
+from serve_app.telemetry import logger
+
+_RETRY_AFTER_S: Final = 1.0
+_STATS_TIMEOUT_S: Final = 5.0
+_PROBE_PAUSE_S: Final = 0.1
+
+
+class ServeReplicas:
+    """The `Replicas` port on Ray Serve deployments. `handles` by model id; those not given are looked up by name."""
+
+    def __init__(self, settings: Settings, handles: Mapping[str, Any] | None = None) -> None:
+        self._catalog = Catalog(settings.models)
+        self._silence_s = settings.request_timeout_s
+        self._handles: dict[str, Any] = dict(handles or {})
+        self._streaming: dict[str, Any] = {}
+
+    def cards(self) -> list[ModelCard]:
+        """Every model id that may be asked for, adapters included."""
+        return self._catalog.cards()
+
+    async def stream(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> AsyncIterator[EventBody]:
+        """See ports.Replicas.stream."""
+        reader = ChunkReader()
+        async with self._call("chat_chunks", model, adapter, body, request_id) as chunks:
+            async for raw in chunks:
+                for event in reader.feed(raw):
+                    yield event
+        yield reader.finish()
+
+    async def completions(
+        self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """See ports.Replicas.completions."""
+        begun: set[int] = set()
+        ended: set[int] = set()
+        async with self._call("completion_chunks", model, adapter, body, request_id) as chunks:
+            async for raw in chunks:
+                chunk = parse_chunk(raw)
+                for choice in chunk.get("choices") or ():
+                    begun.add(choice["index"])
+                    if choice.get("finish_reason"):
+                        ended.add(choice["index"])
+                yield chunk
+        if not begun or begun - ended:
+            raise UpstreamFailed("the replica's stream ended before the completion was finished")
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether at least one replica of every model answers. A model that may scale to zero counts as answering."""
+        needed = [m for m in self._catalog if m.replicas is not None or m.autoscaling.min_replicas > 0]
+        try:
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
+                for model in needed:
+                    group.create_task(self._wait_for_answer(model, timeout_s))
+        except TimeoutError:
+            return False
+        return True
+
+    async def stats(self) -> list[dict[str, Any]]:
+        """`{model, replica, running, waiting}` of every replica, from the engines. A silent replica is left out, and logged."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._model_stats(model, _STATS_TIMEOUT_S)) for model in self._catalog]
+        return [row for task in tasks for row in task.result()]
+
+    async def _wait_for_answer(self, model: ModelConfig, timeout_s: float) -> None:
+        while True:
+            if await self._model_stats(model, timeout_s):
+                return
+            await asyncio.sleep(_PROBE_PAUSE_S)
+
+    async def _model_stats(self, model: ModelConfig, timeout_s: float) -> list[dict[str, Any]]:
+        try:
+            # A broadcast is not held up by the queue of a busy replica.
+            replies = await self._handle(model).broadcast("stats").results_async(timeout_s=timeout_s, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return []  # no replica is up at the moment
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.warning("replicas of {} do not answer: {}", model.model_id, error)
+            return []
+        for reply in replies:
+            if not isinstance(reply, dict):
+                logger.warning("a replica of {} does not answer: {}", model.model_id, reply)
+        return [reply for reply in replies if isinstance(reply, dict)]
+
+    @asynccontextmanager
+    async def _call(
+        self, method: str, model_id: str, adapter: str | None, body: dict[str, Any], request_id: str
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        """Call a streaming method on a replica; leaving the block before the end aborts the request in the engine."""
+        asked = f"{model_id}:{adapter}" if adapter else model_id
+        model, adapter = self._catalog.resolve(asked)
+        handle = self._stream_handle(model, asked if adapter else None)
+        response = getattr(handle, method).remote({**body, "model": asked}, request_id)
+        stream = _ReplicaStream(response, asked, self._silence_s)
+        try:
+            await stream.open()
+            yield stream
+        finally:
+            stream.close()
+
+    def _stream_handle(self, model: ModelConfig, multiplexed: str | None) -> Any:
+        if multiplexed:
+            # Serve then prefers a replica that has the adapter loaded.
+            return self._handle(model).options(stream=True, multiplexed_model_id=multiplexed)
+        if model.model_id not in self._streaming:
+            self._streaming[model.model_id] = self._handle(model).options(stream=True)
+        return self._streaming[model.model_id]
+
+    def _handle(self, model: ModelConfig) -> Any:
+        if model.model_id not in self._handles:
+            self._handles[model.model_id] = serve.get_deployment_handle(deployment_name(model.model_id), app_name=APP_NAME)
+        return self._handles[model.model_id]
+
+
+class _ReplicaStream:
+    """The items of one streaming call, Ray's faults turned into our errors."""
+
+    def __init__(self, response: Any, model_id: str, silence_s: float) -> None:
+        self._response = response
+        self._model_id = model_id
+        self._silence_s = silence_s
+        self._chunks = 0
+        self._ended = False
+
+    async def open(self) -> None:
+        """Read the first item, the status. Raises the error that the replica reports."""
+        try:
+            head = await self._next()
+        except StopAsyncIteration:
+            raise UpstreamFailed(f"the replica of {self._model_id} sent nothing") from None
+        if not isinstance(head, dict) or not isinstance(head.get("status"), int):
+            raise UpstreamFailed(f"the replica of {self._model_id} did not begin with a status")
+        if head["status"] != 200:
+            raise error_from_replica(head.get("error"), status=head["status"])
+
+    def __aiter__(self) -> "_ReplicaStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        item = await self._next()
+        self._chunks += 1
+        return item
+
+    def close(self) -> None:
+        """Abort the call unless it ran to its end."""
+        if not self._ended:
+            self._ended = True
+            self._response.cancel()
+
+    async def _next(self) -> Any:
+        try:
+            async with asyncio.timeout(self._silence_s):
+                return await anext(self._response)
+        except StopAsyncIteration:
+            self._ended = True
+            raise
+        except TimeoutError as error:
+            raise UpstreamFailed(f"the replica of {self._model_id} was silent for {self._silence_s:g} s") from error
+        except (RayError, RayServeException) as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: Exception) -> AifactoryError:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, BackPressureError):
+            wait = cause.retry_after_s or _RETRY_AFTER_S
+            return Overloaded(f"the queue of model {self._model_id} is full; try again in {wait:g} s", retry_after_s=wait)
+        where = f"after {self._chunks} chunks" if self._chunks else "before the first token"
+        logger.warning("replica of {} failed {}: {}: {}", self._model_id, where, type(cause).__name__, cause)
+        return UpstreamFailed(f"the replica of model {self._model_id} failed {where} ({type(cause).__name__})")

@@ -1,0 +1,114 @@
+"""Serve deployments of the configured models.
+
+`build_deployment` imports vLLM for a vLLM model: call it in the process that deploys, and pass the gateway the bound
+deployment, which reaches it as a handle.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from ray import serve
+from ray.serve import Application
+
+from serve_app.replicas.catalog import deployment_name, is_local
+from serve_app.settings import ModelConfig
+
+_BASE_ENV: Final = {
+    "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",  # prompts do not belong in a log
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_HEALTH: Final = {"health_check_period_s": 5, "health_check_timeout_s": 30}
+_DEFAULT_LORA_RANK: Final = 16
+
+
+def build_deployment(model: ModelConfig, *, source_path: str) -> Application:
+    """Bind the deployment `model-{model_id}`.
+
+    `source_path` is where the engine finds the model: a local directory or a Hugging Face id; a simulated model needs
+    none. For a vLLM model Ray must be connected. Raises ValueError when the engine arguments are wrong.
+    """
+    options: dict[str, Any] = {
+        "name": deployment_name(model.model_id),
+        "max_ongoing_requests": model.max_ongoing_requests,
+        "max_queued_requests": model.max_queued_requests,
+        **_HEALTH,
+        **_scale(model),
+    }
+    if model.engine == "simulated":
+        return _simulated(model, options)
+    return _vllm(model, options, source_path)
+
+
+def _scale(model: ModelConfig) -> dict[str, Any]:
+    if model.replicas is not None:
+        return {"num_replicas": model.replicas}
+    return {"autoscaling_config": model.autoscaling.model_dump()}
+
+
+def _simulated(model: ModelConfig, options: dict[str, Any]) -> Application:
+    from serve_app.replicas.simulated import SimulatedServer
+
+    options["ray_actor_options"] = {"num_cpus": model.num_cpus, "runtime_env": {"env_vars": {**model.env}}}
+    return serve.deployment(SimulatedServer, **options).bind(model.model_id, model.simulated.model_dump())
+
+
+def _vllm(model: ModelConfig, options: dict[str, Any], source_path: str) -> Application:
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from serve_app.replicas.vllm_server import VllmServer
+
+    # Ray gives the model's own name a prefix; ours stands in options and wins.
+    name = options.pop("name")
+    config = LLMConfig(
+        model_loading_config={"model_id": model.model_id, "model_source": source_path},
+        accelerator_config={"kind": model.accelerator},
+        accelerator_type=model.accelerator_type,
+        engine_kwargs=_engine_args(model),
+        lora_config=_lora(model),
+        runtime_env={"env_vars": _environment(model)},
+        deployment_config={**options, "ray_actor_options": {"num_cpus": model.num_cpus}},
+        experimental_configs={"stream_batching_interval_ms": 0},
+        **_placement(model),
+        **_local_start(source_path),
+    )
+    adapters = model.adapters
+    directory = str(Path(adapters.directory).resolve()) if adapters and is_local(adapters) else None
+    return build_llm_deployment(
+        config,
+        deployment_cls=VllmServer,
+        bind_kwargs={"adapter_directory": directory},
+        override_serve_options={"name": name},
+    )
+
+
+def _engine_args(model: ModelConfig) -> dict[str, Any]:
+    arguments = dict(model.engine_args)
+    if model.adapters is not None:
+        arguments.setdefault("max_lora_rank", _DEFAULT_LORA_RANK)
+        arguments |= {"enable_lora": True, "max_loras": arguments.get("max_loras", model.adapters.max_adapters_per_replica)}
+    return arguments
+
+
+def _lora(model: ModelConfig) -> dict[str, Any] | None:
+    if model.adapters is None:
+        return None
+    bucket = None if is_local(model.adapters) else model.adapters.directory
+    return {"dynamic_lora_loading_path": bucket, "max_num_adapters_per_replica": model.adapters.max_adapters_per_replica}
+
+
+def _environment(model: ModelConfig) -> dict[str, str]:
+    env = dict(_BASE_ENV)
+    if model.engine_args.get("enforce_eager"):
+        env["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled then, and importing the compiler costs seconds
+    return {**env, **model.env}
+
+
+def _placement(model: ModelConfig) -> dict[str, Any]:
+    # Ray reserves one CPU per worker beside the replica's own; on CPU the workers live inside the replica's share.
+    return {"placement_group_config": {"bundles": [{"CPU": 0}]}} if model.accelerator == "cpu" else {}
+
+
+def _local_start(source_path: str) -> dict[str, Any]:
+    if not Path(source_path).is_dir():
+        return {}
+    return {"callback_config": {"callback_class": "serve_app.replicas.vllm_server.SkipNodeInit"}}

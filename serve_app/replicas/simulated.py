@@ -1,0 +1,154 @@
+"""A replica that pretends, for tests and planning."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from ray import serve
+
+from serve_app.errors import BadRequest
+from serve_app.replicas.simulated_request import Ask, read_chat, read_completion
+from serve_app.replicas.simulated_text import Script, count_tokens, write
+from serve_app.settings import SimulatedConfig
+
+Item = dict[str, Any]
+
+
+class SimulatedServer:
+    """Not a model: it answers with seeded words, or a script, at a set pace.
+
+    Methods, items and errors are those of `VllmServer`, so that everything above it is the real thing. The same
+    request always gets the same answer. All requests keep the set pace however many there are.
+    """
+
+    def __init__(self, model_id: str, config: dict[str, Any]) -> None:
+        self._model_id = model_id
+        self._config = SimulatedConfig(**config)
+        self._waiting = 0
+        self._running = 0
+
+    async def stats(self) -> dict[str, Any]:
+        """Requests before (`waiting`) and after (`running`) their first token."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        return {"model": self._model_id, "replica": replica, "running": self._running, "waiting": self._waiting}
+
+    async def check_health(self) -> None:
+        """A simulation is always well."""
+
+    async def chat_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
+        """Answer a chat request as a stream of chat.completion.chunk objects."""
+        try:
+            ask = read_chat(body)
+        except BadRequest as error:
+            yield {"status": 400, "error": error.body()}
+            return
+        head = self._head(body, f"chatcmpl-{request_id}", "chat.completion.chunk")
+        scripts = [write(ask, self._config, choice) for choice in range(ask.choices)]
+        usage = _UsageCount(count_tokens(ask.prompt))
+        first = True
+        async for step in self._paced(scripts):
+            if first:
+                first = False
+                yield {"status": 200}
+                for choice in range(ask.choices):
+                    yield {**head, "choices": [_choice(choice, {"role": "assistant", "content": ""})]}
+            for choice, script in enumerate(scripts):
+                if step < max(1, len(script.pieces)):
+                    yield {
+                        **head,
+                        **_chat_step(ask, script, choice, step, request_id),
+                        "usage": usage.count(choice, script, step),
+                    }
+        yield {**head, "choices": [], "usage": usage.total(), "system_fingerprint": "simulated"}
+
+    async def completion_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
+        """Answer a legacy completion: the chunks of the stream, or the one response when `stream` is not set."""
+        try:
+            asks = read_completion(body)
+        except BadRequest as error:
+            yield {"status": 400, "error": error.body()}
+            return
+        head = self._head(body, f"cmpl-{request_id}", "text_completion")
+        scripts = [write(ask, self._config, choice) for ask in asks for choice in range(ask.choices)]
+        usage = _UsageCount(sum(count_tokens(ask.prompt) for ask in asks))
+        stream = bool(body.get("stream"))
+        first = True
+        async for step in self._paced(scripts):
+            if first:
+                first = False
+                yield {"status": 200}
+            for choice, script in enumerate(scripts):
+                if step < max(1, len(script.pieces)):
+                    usage.count(choice, script, step)
+                    if stream:
+                        end = _end(script) if step >= len(script.pieces) - 1 else {"finish_reason": None}
+                        text = script.pieces[step] if script.pieces else ""
+                        yield {**head, "choices": [{"index": choice, "text": text, "logprobs": None, **end}]}
+        if not stream:
+            choices = [{"index": i, "text": "".join(s.pieces), "logprobs": None, **_end(s)} for i, s in enumerate(scripts)]
+            yield {**head, "choices": choices, "usage": usage.total()}
+        elif (body.get("stream_options") or {}).get("include_usage"):
+            yield {**head, "choices": [], "usage": usage.total()}
+
+    def _head(self, body: dict[str, Any], answer_id: str, kind: str) -> Item:
+        return {"id": answer_id, "object": kind, "created": int(time.time()), "model": body.get("model") or self._model_id}
+
+    async def _paced(self, scripts: list[Script]) -> AsyncIterator[int]:
+        """The number of each token, when its time has come: on a fixed beat, so that delays do not add up."""
+        start = time.monotonic() + self._config.ttft_ms / 1000
+        self._waiting += 1
+        try:
+            await asyncio.sleep(self._config.ttft_ms / 1000)
+        finally:
+            self._waiting -= 1
+        self._running += 1
+        try:
+            for step in range(max([1, *(len(script.pieces) for script in scripts)])):
+                await asyncio.sleep(max(0.0, start + step * self._config.itl_ms / 1000 - time.monotonic()))
+                yield step
+        finally:
+            self._running -= 1
+
+
+class _UsageCount:
+    """Token counts of one answer as it grows."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt = prompt_tokens
+        self._done: dict[int, int] = {}
+
+    def count(self, choice: int, script: Script, step: int) -> Item:
+        """The usage after token `step` of a choice, of that choice alone, as vLLM reports it."""
+        self._done[choice] = min(step + 1, len(script.pieces))
+        return self._usage(self._done[choice])
+
+    def total(self) -> Item:
+        return self._usage(sum(self._done.values()))
+
+    def _usage(self, completion: int) -> Item:
+        return {"prompt_tokens": self._prompt, "completion_tokens": completion, "total_tokens": self._prompt + completion}
+
+
+def _choice(index: int, delta: Item, **end: Any) -> Item:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **end}
+
+
+def _end(script: Script) -> Item:
+    return {"finish_reason": script.finish_reason, "stop_reason": script.stop_reason}
+
+
+def _chat_step(ask: Ask, script: Script, choice: int, step: int, request_id: str) -> Item:
+    """The `choices` of the chunk that carries token `step` of a choice."""
+    piece = script.pieces[step] if script.pieces else ""
+    delta: Item = {"content": piece}
+    if ask.tool is not None:
+        call = {"name": ask.tool, "arguments": piece}
+        delta = {"tool_calls": [{"index": 0, "id": f"call-{request_id}-{choice}", "type": "function", "function": call}]}
+    end = _end(script) if step >= len(script.pieces) - 1 else {}
+    made = _choice(choice, delta, **end)
+    if ask.logprobs and ask.tool is None:
+        # Made up, as the text is: every token was certain.
+        entry = {"token": piece, "logprob": 0.0, "bytes": list(piece.encode()), "top_logprobs": []}
+        made["logprobs"] = {"content": [entry]}
+    return {"choices": [made]}

@@ -1,0 +1,163 @@
+"""Doubles of the store that live in memory: same contract, one process, nothing survives it.
+
+They serve tests and planning. One contract suite runs on them and on Postgres.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from serve_app.errors import Overloaded
+from serve_app.ports import CacheHit, Claim, RunRecord
+from serve_app.runs import Answer, Outcome, Run, RunStatus
+from serve_app.store.outcomes import answer_to_keep, check_terminal, failed_retryably
+
+_GATEWAY_ROUTES: Final = ("direct", "rag")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    hit: CacheHit
+    scope: str
+    embedding: tuple[float, ...] | None
+    expires_at: float
+
+
+class InMemoryAnswerCache:
+    """AnswerCache in memory. Holds `max_entries`; the one written longest ago goes first."""
+
+    def __init__(self, *, max_entries: int = 10_000) -> None:
+        self._max_entries = max_entries
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    async def exact(self, req_id: str) -> CacheHit | None:
+        """See ports.AnswerCache."""
+        entry = self._entries.get(req_id)
+        return entry.hit if entry is not None and entry.expires_at > time.time() else None
+
+    async def nearest(self, scope: str, embedding: Sequence[float], *, threshold: float) -> CacheHit | None:
+        """See ports.AnswerCache."""
+        now = time.time()
+        found = [
+            replace(entry.hit, similarity=_dot(entry.embedding, embedding))
+            for entry in self._entries.values()
+            if entry.scope == scope and entry.expires_at > now and entry.embedding and len(entry.embedding) == len(embedding)
+        ]
+        best = max(found, key=lambda hit: hit.similarity, default=None)
+        return best if best is not None and best.similarity >= threshold else None
+
+    def keep(self, run: Run, answer: Answer) -> None:
+        """Store the answer of a run that is being settled."""
+        now = time.time()
+        before = self._entries.pop(run.req_id, None)
+        embedding = tuple(run.embedding) if run.embedding else (before.embedding if before else None)
+        hit = CacheHit(req_id=run.req_id, trace_id=run.trace_id, answer=answer, similarity=1.0, created_at=now)
+        self._entries[run.req_id] = _Entry(hit, run.question.scope, embedding, now + run.cache.ttl_s)
+        while len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+
+class InMemoryRunStore:
+    """RunStore in memory. Holds `max_runs`; beyond that the oldest ended run is forgotten."""
+
+    def __init__(self, cache: InMemoryAnswerCache | None = None, *, max_runs: int = 10_000) -> None:
+        self._cache = cache
+        self._max_runs = max_runs
+        self._rows: dict[tuple[str, str], RunRecord] = {}
+        self._keys: dict[str, tuple[str, str]] = {}  # trace_id -> its row
+        self._retryable: set[str] = set()  # trace_ids
+
+    async def claim(self, run: Run, *, lease_s: float) -> Claim:
+        """See ports.RunStore. Raises errors.Overloaded when every run it holds is still running."""
+        place = (run.project, run.key)
+        row = self._rows.get(place)
+        if row is not None and not self._may_take_over(row, run):
+            return Claim(claimed=False, record=row)
+        if row is None:
+            self._make_room()
+        else:
+            self._forget(place)
+        now = time.time()
+        record = RunRecord(
+            trace_id=run.trace_id,
+            req_id=run.req_id,
+            project=run.project,
+            key=run.key,
+            keyed=run.keyed,
+            route=run.route,
+            model=run.question.model,
+            status=RunStatus.RUNNING,
+            attempt=1 if row is None else row.attempt + 1,
+            created_at=now,
+            updated_at=now,
+            lease_until=now + lease_s,
+        )
+        self._rows[place] = record
+        self._keys[run.trace_id] = place
+        return Claim(claimed=True, record=record)
+
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> None:
+        """See ports.RunStore."""
+        now = time.time()
+        for trace_id in trace_ids:
+            row = await self.find(trace_id)
+            if row is not None and row.status is RunStatus.RUNNING:
+                self._rows[self._keys[trace_id]] = replace(row, lease_until=now + lease_s, updated_at=now)
+
+    async def settle(self, run: Run, outcome: Outcome) -> bool:
+        """See ports.RunStore."""
+        check_terminal(run, outcome)
+        row = await self.find(run.trace_id)
+        if row is None or row.attempt != run.attempt or row.status is not RunStatus.RUNNING:
+            return False
+        self._rows[self._keys[run.trace_id]] = replace(
+            row,
+            status=outcome.status,
+            answer=outcome.answer,
+            error=outcome.error,
+            usage=outcome.usage.model_dump(exclude_none=True),
+            updated_at=time.time(),
+        )
+        if failed_retryably(outcome):
+            self._retryable.add(run.trace_id)
+        answer = answer_to_keep(run, outcome)
+        if answer is not None and self._cache is not None:
+            self._cache.keep(run, answer)
+        return True
+
+    async def find(self, trace_id: str, *, project: str | None = None) -> RunRecord | None:
+        """See ports.RunStore."""
+        place = self._keys.get(trace_id)
+        return self._rows[place] if place is not None and project in (None, place[0]) else None
+
+    async def note_dagster_run(self, trace_id: str, dagster_run_id: str) -> None:
+        """See ports.RunStore."""
+        row = await self.find(trace_id)
+        if row is not None:
+            self._rows[self._keys[trace_id]] = replace(row, dagster_run_id=dagster_run_id, updated_at=time.time())
+
+    def _may_take_over(self, row: RunRecord, run: Run) -> bool:
+        if row.req_id != run.req_id:
+            return False
+        if row.status is RunStatus.RUNNING:
+            return row.route in _GATEWAY_ROUTES and row.lease_until < time.time()
+        return not row.keyed or row.status is RunStatus.CANCELLED or row.trace_id in self._retryable
+
+    def _make_room(self) -> None:
+        if len(self._rows) < self._max_runs:
+            return
+        oldest_ended = next((place for place, row in self._rows.items() if row.status.terminal), None)
+        if oldest_ended is None:
+            raise Overloaded(f"all {self._max_runs} runs that this store can hold are running")
+        self._forget(oldest_ended)
+
+    def _forget(self, place: tuple[str, str]) -> None:
+        trace_id = self._rows.pop(place).trace_id
+        del self._keys[trace_id]
+        self._retryable.discard(trace_id)
+
+
+def _dot(left: Sequence[float], right: Sequence[float]) -> float:
+    return min(1.0, sum(a * b for a, b in zip(left, right, strict=True)))

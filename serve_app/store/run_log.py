@@ -1,0 +1,116 @@
+"""RunStore on Postgres: the idempotency log."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from serve_app.ports import Claim, RunRecord
+from serve_app.runs import Answer, Outcome, Run, RunStatus
+from serve_app.store.answers_json import answer_from_json, answer_to_json
+from serve_app.store.outcomes import answer_to_keep, check_terminal, failed_retryably
+from serve_app.store.pool import Connection, PostgresPool
+from serve_app.store.queries import load_queries
+
+
+class PostgresRunStore:
+    """The idempotency log in Postgres; settle also feeds the answer cache."""
+
+    def __init__(self, pool: PostgresPool) -> None:
+        self._pool = pool
+        self._queries = load_queries()
+
+    async def claim(self, run: Run, *, lease_s: float) -> Claim:
+        """See ports.RunStore. The rule of what may be taken over stands in `sql/queries/runs.sql`."""
+        async with self._pool.connection() as connection:
+            row = await self._queries.claim_run(
+                connection,
+                project=run.project,
+                key=run.key,
+                keyed=run.keyed,
+                req_id=run.req_id,
+                trace_id=run.trace_id,
+                route=run.route,
+                model=run.question.model,
+                lease_s=lease_s,
+            )
+        return Claim(claimed=row["claimed"], record=_record(row))
+
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> None:
+        """See ports.RunStore."""
+        if not trace_ids:
+            return
+        async with self._pool.connection() as connection:
+            await self._queries.extend_leases(connection, trace_ids=list(trace_ids), lease_s=lease_s)
+
+    async def settle(self, run: Run, outcome: Outcome) -> bool:
+        """See ports.RunStore."""
+        check_terminal(run, outcome)
+        async with self._pool.transaction() as connection:
+            settled = await self._queries.settle_run(
+                connection,
+                trace_id=run.trace_id,
+                attempt=run.attempt,
+                status=outcome.status.value,
+                result=answer_to_json(outcome.answer) if outcome.answer else None,
+                error=outcome.error,
+                usage=outcome.usage.model_dump(exclude_none=True),
+                retryable=failed_retryably(outcome),
+            )
+            if settled is None:
+                return False
+            answer = answer_to_keep(run, outcome)
+            if answer is not None:
+                await self._keep(connection, run, answer)
+        return True
+
+    async def find(self, trace_id: str, *, project: str | None = None) -> RunRecord | None:
+        """See ports.RunStore."""
+        async with self._pool.connection() as connection:
+            row = await self._queries.find_run(connection, trace_id=trace_id, project=project)
+        return None if row is None else _record(row)
+
+    async def note_dagster_run(self, trace_id: str, dagster_run_id: str) -> None:
+        """See ports.RunStore."""
+        async with self._pool.connection() as connection:
+            await self._queries.note_dagster_run(connection, trace_id=trace_id, dagster_run_id=dagster_run_id)
+
+    async def _keep(self, connection: Connection, run: Run, answer: Answer) -> None:
+        await self._queries.store_answer(
+            connection,
+            req_id=run.req_id,
+            project=run.project,
+            scope=run.question.scope,
+            trace_id=run.trace_id,
+            model=answer.model,
+            content=answer.text.replace("\x00", "\ufffd"),  # Postgres text cannot hold U+0000; `answer` keeps it
+            answer=answer_to_json(answer),
+            usage=answer.usage.model_dump(exclude_none=True),
+            ttl_s=run.cache.ttl_s,
+        )
+        if run.embedding:
+            await self._queries.store_vector(
+                connection, req_id=run.req_id, scope=run.question.scope, embedding=run.embedding, ttl_s=run.cache.ttl_s
+            )
+        else:
+            # The same question has the same vector: a refreshed answer is found by meaning as the one before it was.
+            await self._queries.extend_vector(connection, req_id=run.req_id, ttl_s=run.cache.ttl_s)
+
+
+def _record(row: Any) -> RunRecord:
+    return RunRecord(
+        trace_id=row["trace_id"],
+        req_id=row["req_id"],
+        project=row["project"],
+        key=row["key"],
+        keyed=row["keyed"],
+        route=row["route"],
+        model=row["model"],
+        status=RunStatus(row["status"]),
+        attempt=row["attempt"],
+        created_at=row["created_at"].timestamp(),
+        updated_at=row["updated_at"].timestamp(),
+        lease_until=row["lease_until"].timestamp(),
+        answer=answer_from_json(row["result"]) if row["result"] is not None else None,
+        error=row["error"],
+        usage=row["usage"],
+        dagster_run_id=row["dagster_run_id"],
+    )

@@ -1,0 +1,44 @@
+"""Background tasks with an owner: nothing runs that nobody ends."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from serve_app.telemetry import logger
+
+
+class TaskOwner:
+    """Starts tasks and ends them all in close(). A task that fails is logged, never lost silently."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Run `work` until it ends or the owner closes. Raises RuntimeError after close()."""
+        if self._closed:
+            work.close()
+            raise RuntimeError(f"cannot start {name}: its owner is closed")
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def close(self, timeout_s: float = 5) -> None:
+        """Cancel what still runs and wait for it, at most `timeout_s` seconds."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in left:
+                logger.error("task did not end in time", task=task.get_name())
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.opt(exception=error).error("background task failed", task=task.get_name())

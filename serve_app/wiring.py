@@ -1,0 +1,91 @@
+"""The one place that builds the real parts from settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.bus.connection import NatsConnection
+from serve_app.bus.event_bus import NatsEventBus
+from serve_app.bus.run_queue import NatsRunQueue
+from serve_app.embeddings import OnnxEmbedder, load_embedder
+from serve_app.errors import AifactoryError
+from serve_app.replicas.client import ServeReplicas
+from serve_app.settings import Settings
+from serve_app.store.answer_cache import PostgresAnswerCache
+from serve_app.store.api_keys import ApiKeys
+from serve_app.store.pool import PostgresPool
+from serve_app.store.run_log import PostgresRunStore
+
+_PROBE_TIMEOUT_S = 3.0
+
+
+@dataclass(slots=True)
+class Parts:
+    """The adapters of one process. Close them when the process ends."""
+
+    pool: PostgresPool
+    store: PostgresRunStore
+    cache: PostgresAnswerCache
+    keys: ApiKeys
+    nats: NatsConnection
+    bus: NatsEventBus
+    queue: NatsRunQueue
+    replicas: ServeReplicas
+    embedder: OnnxEmbedder | None
+
+    async def probe(self) -> dict[str, str]:
+        """For each part `ok`, or what is wrong with it."""
+        models = await self.replicas.answers(_PROBE_TIMEOUT_S)
+        return {
+            "postgres": await _state(self.pool),
+            "nats": await _state(self.bus),
+            "replicas": "ok" if models else "no replica answers yet for at least one model",
+        }
+
+    async def close(self) -> None:
+        """Close every connection; a part that is away does not hold up the others."""
+        await self.nats.close()
+        await self.pool.close()
+        if self.embedder is not None:
+            self.embedder.close()
+
+
+async def open_parts(
+    settings: Settings, *, name: str, with_embedder: bool, handles: Mapping[str, Any] | None = None
+) -> Parts:
+    """Build the parts of a process called `name`. Postgres and NATS may be away: the parts connect when they are back.
+
+    `handles` by model id, where Serve gave them; else replicas are found by name. Raises ValueError when the settings
+    name no Postgres or no NATS (the stack fills in its own).
+    """
+    if settings.postgres_dsn is None or settings.nats_url is None:
+        raise ValueError("postgres_dsn and nats_url must be set; `aifactory up` sets those of the embedded stack")
+    pool = PostgresPool(
+        settings.postgres_dsn.get_secret_value(),
+        size=settings.postgres_pool_size,
+        timeout_s=settings.postgres_timeout_s,
+        application_name=f"aifactory-{name}",
+    )
+    connection = NatsConnection(settings.nats_url.get_secret_value(), f"aifactory-{name}")
+    bus = NatsEventBus.for_settings(connection, settings)
+    queue = NatsRunQueue.for_settings(connection, settings)
+    connection.start()
+    return Parts(
+        pool=pool,
+        store=PostgresRunStore(pool),
+        cache=PostgresAnswerCache(pool),
+        keys=ApiKeys(pool),
+        nats=connection,
+        bus=bus,
+        queue=queue,
+        replicas=ServeReplicas(settings, handles),
+        embedder=load_embedder(settings) if with_embedder else None,
+    )
+
+
+async def _state(part: PostgresPool | NatsEventBus) -> str:
+    try:
+        await part.ping()
+    except AifactoryError as error:
+        return error.message
+    return "ok"

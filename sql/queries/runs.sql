@@ -1,0 +1,54 @@
+-- name: claim_run(project, key, keyed, req_id, trace_id, route, model, lease_s)^
+-- Insert the row of a new key, or take an existing row over if its run may be repeated, else leave it as it is.
+-- Either way the row comes back, and `claimed` says which it was: a taken-over row always counts attempt up.
+-- The last condition is the whole rule of what may be taken over; it is judged on the locked row.
+INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until)
+VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s))
+ON CONFLICT (project, key) DO UPDATE
+SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at) = (
+    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at
+    FROM (
+        VALUES
+            (true, excluded.keyed, excluded.trace_id, excluded.route, excluded.model, 'running', log.attempt + 1, excluded.lease_until,
+             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now()),
+            (false, log.keyed, log.trace_id, log.route, log.model, log.status, log.attempt, log.lease_until,
+             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at)
+    ) AS candidate (
+        taken_over, keyed, trace_id, route, model, status, attempt, lease_until,
+        result, error, usage, retryable, dagster_run_id, created_at, updated_at
+    )
+    WHERE taken_over = (
+        log.req_id = excluded.req_id
+        AND (
+            (log.status <> 'running' AND NOT log.keyed)
+            OR (log.status = 'failed' AND log.retryable)
+            OR log.status = 'cancelled'
+            OR (log.status = 'running' AND log.route IN ('direct', 'rag') AND log.lease_until < now())
+        )
+    )
+)
+RETURNING new.*, (old.attempt IS NULL OR new.attempt > old.attempt) AS claimed;
+
+-- name: extend_leases(trace_ids, lease_s)!
+UPDATE idempotency_log
+SET lease_until = now() + make_interval(secs => :lease_s), updated_at = now()
+WHERE trace_id = ANY (:trace_ids) AND status = 'running';
+
+-- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)$
+-- The fence: only the attempt that owns the running row may end it. Null when it does not.
+UPDATE idempotency_log
+SET status = :status, result = :result, error = :error, usage = :usage, retryable = :retryable, updated_at = now()
+WHERE trace_id = :trace_id AND attempt = :attempt AND status = 'running'
+RETURNING trace_id;
+
+-- name: find_run(trace_id, project)^
+-- A null project asks in every project.
+SELECT project, key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
+       result, error, usage, dagster_run_id, created_at, updated_at
+FROM idempotency_log
+WHERE trace_id = :trace_id AND (:project::text IS NULL OR project = :project::text);
+
+-- name: note_dagster_run(trace_id, dagster_run_id)!
+UPDATE idempotency_log
+SET dagster_run_id = :dagster_run_id, updated_at = now()
+WHERE trace_id = :trace_id;

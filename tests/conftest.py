@@ -1,0 +1,97 @@
+"""Fixtures for Postgres: one real server per test session, one fresh database per test that asks for it."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from serve_app.local.ports import choose_port
+from serve_app.local.postgres import EmbeddedPostgres
+from serve_app.store.migrate import ensure_database, migrate
+from serve_app.store.pool import PostgresPool
+
+SERVER_VARIABLE = "AIFACTORY_TEST_POSTGRES_DSN"
+
+
+def in_database(dsn: str, name: str) -> str:
+    """The DSN of another database on the same server."""
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+@contextmanager
+def server_folder() -> Iterator[Path]:
+    """A short-lived folder for a server, outside pytest's own: as root the server runs as a user who may not enter that."""
+    folder = Path(tempfile.mkdtemp(prefix="aifactory-test-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The DSN of a real Postgres: your own if AIFACTORY_TEST_POSTGRES_DSN names one, else an embedded one."""
+    own = os.environ.get(SERVER_VARIABLE)  # noqa: TID251 - a setting of the tests, not of the program
+    if own:
+        yield own
+        return
+    with server_folder() as folder:
+        server = EmbeddedPostgres(folder / "postgres", choose_port(0, set()), folder / "log" / "postgres.log")
+        process = server.start()
+        try:
+            yield server.dsn("postgres")
+        finally:
+            server.stop(process)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres_template(postgres_server: str) -> AsyncIterator[str]:
+    """The name of a migrated database to clone."""
+    name = f"aif_template_{secrets.token_hex(4)}"
+    dsn = in_database(postgres_server, name)
+    await ensure_database(dsn)
+    await migrate(dsn)
+    yield name
+    await _administer(postgres_server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+async def empty_database(postgres_server: str) -> AsyncIterator[str]:
+    """The DSN of a database that does not exist yet; dropped at the end if it does by then."""
+    name = f"aif_empty_{secrets.token_hex(4)}"
+    yield in_database(postgres_server, name)
+    await _administer(postgres_server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+async def postgres_dsn(postgres_server: str, postgres_template: str) -> AsyncIterator[str]:
+    """The DSN of a fresh, migrated database."""
+    name = f"aif_test_{secrets.token_hex(4)}"
+    await _administer(postgres_server, f'CREATE DATABASE "{name}" TEMPLATE "{postgres_template}"')
+    yield in_database(postgres_server, name)
+    await _administer(postgres_server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+async def postgres_pool(postgres_dsn: str) -> AsyncIterator[PostgresPool]:
+    """A pool on a fresh, migrated database."""
+    pool = PostgresPool(postgres_dsn)
+    yield pool
+    await pool.close()
+
+
+async def _administer(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
