@@ -11,6 +11,9 @@ import yaml
 from serve_app.settings import Settings
 
 DATABASE = "dagster"
+DEFINITIONS_MODULE = "dagster_project.definitions"
+# The webserver's workspace must call the code location by this name, or a run has no job page in the UI.
+LOCATION = "aifactory"
 
 
 def dagster_dsn(settings: Settings) -> str:

@@ -25,7 +25,6 @@ class DebateRun:
     store: RunStore
     task_retries: int = 2
     resumed: bool = False
-    dagster_run_id: str | None = None
     stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
     error: AifactoryError | None = None  # why the debate itself failed
     _tasks_done: int = 0

@@ -166,7 +166,7 @@ class PooledRunStorage(PostgresRunStorage):
 
     def __init__(self, postgres_url: str, engine: sqlalchemy.Engine) -> None:
         super().__init__(postgres_url, should_autocreate_tables=False)
-        self._engine = engine
+        self._engine = self.engine = engine
         self._memory = _Memory()
 
     def has_run_stats_index_cols(self) -> bool:

@@ -27,28 +27,38 @@ def in_database(dsn: str, name: str) -> str:
 
 
 @contextmanager
-def server_folder() -> Iterator[Path]:
-    """A short-lived folder for a server, outside pytest's own: as root the server runs as a user who may not enter that."""
+def _embedded() -> Iterator[EmbeddedPostgres]:
+    """A server in a folder of its own, outside pytest's: as root the server runs as a user who may not enter that."""
     folder = Path(tempfile.mkdtemp(prefix="aifactory-test-"))
     folder.chmod(0o711)
     try:
-        yield folder
+        yield EmbeddedPostgres(folder / "postgres", choose_port(0, set()), folder / "log" / "postgres.log")
     finally:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
+@pytest.fixture
+def unstarted_postgres() -> Iterator[EmbeddedPostgres]:
+    """A server of the test's own, not started yet; the test stops what it starts."""
+    with _embedded() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres_server() -> AsyncIterator[str]:
     """The DSN of a real Postgres: your own if AIFACTORY_TEST_POSTGRES_DSN names one, else an embedded one."""
     own = os.environ.get(SERVER_VARIABLE)  # noqa: TID251 - a setting of the tests, not of the program
     if own:
         yield own
         return
-    with server_folder() as folder:
-        server = EmbeddedPostgres(folder / "postgres", choose_port(0, set()), folder / "log" / "postgres.log")
+    with _embedded() as server:
         process = server.start()
         try:
-            yield server.dsn("postgres")
+            dsn = server.dsn("postgres")
+            # Nothing here outlives the tests, and creating databases is mostly waiting for the disk.
+            await _administer(dsn, "ALTER SYSTEM SET fsync = off")
+            await _administer(dsn, "SELECT pg_reload_conf()")
+            yield dsn
         finally:
             server.stop(process)
 

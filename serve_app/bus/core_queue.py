@@ -5,8 +5,8 @@ A worker that dies takes its runs with it. That is what bus=core means: nothing 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, Final
 
 from nats.aio.client import Client
@@ -57,13 +57,12 @@ class CoreRunQueue:
         """Always 0: nothing waits."""
         return 0
 
-    @asynccontextmanager
-    async def deliveries(self, *, limit: int) -> AsyncIterator[AsyncIterator[Delivery]]:
-        """See WorkQueue. Runs that were taken but not handed out when the block ends are lost."""
+    async def deliveries(self, *, limit: int) -> AsyncGenerator[Delivery, None]:
+        """See WorkQueue. Runs that were taken but not handed out when it is closed are lost."""
         counter = _Counter(self._connection, limit)
         try:
-            async with aclosing(counter.runs()) as runs:
-                yield runs
+            while True:
+                yield await counter.next()
         finally:
             await counter.close()
 
@@ -93,15 +92,13 @@ class _Counter:
         self._client: Client | None = None
         self._subscription: Any = None
 
-    async def runs(self) -> AsyncGenerator[Delivery, None]:
+    async def next(self) -> Delivery:
         while True:
             await self._listen()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_AWAY_RETRY_S):
                     run = await self._taken.get()
-            except TimeoutError:
-                continue
-            yield CoreDelivery(run, delivery_count=1, last=True, free_slot=self._free_slot)
+                    return CoreDelivery(run, delivery_count=1, last=True, free_slot=self._free_slot)
 
     async def close(self) -> None:
         subscription, self._subscription = self._subscription, None

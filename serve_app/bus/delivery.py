@@ -2,8 +2,8 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from serve_app.errors import Unavailable
@@ -88,9 +88,10 @@ class Delivery(ABC):
 class WorkQueue(RunQueue, Protocol):
     """The queue as workers see it."""
 
-    def deliveries(self, *, limit: int) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
-        """Runs for this worker, one at a time, at most `limit` of them not ended. Ends never by itself.
+    def deliveries(self, *, limit: int) -> AsyncGenerator[Delivery, None]:
+        """Runs for this worker, one at a time, at most `limit` of them not ended. Never ends by itself.
 
-        NATS being away is waited out. A message that is no run is rejected and logged.
+        NATS being away is waited out. A message that is no run is rejected and logged. Close it with
+        contextlib.aclosing, so that this worker leaves the queue at once.
         """
         ...

@@ -65,12 +65,12 @@ class EventHistory:
                 async with asyncio.timeout(_TIMEOUT_S):
                     await batch.complete.wait()
             except TimeoutError:
-                raise Unavailable(f"stream {EVENT_STREAM} did not give the events of run {trace_id} in {_TIMEOUT_S:g} s") from None
+                raise Unavailable(f"stream {EVENT_STREAM} gave no events of run {trace_id} in {_TIMEOUT_S:g} s") from None
         finally:
             await self._connection.unsubscribe(subscription)
         if batch.refusal is not None:
             raise _refused(trace_id, batch.refusal)
-        return Page([decode_event(m) for m in batch.messages], max(position, batch.last + 1), batch.pending > 0)
+        return Page([decode_event(m) for m in batch.messages], batch.last + 1 if batch.messages else position, batch.pending > 0)
 
 
 class _Batch:

@@ -99,12 +99,6 @@ class InMemoryRunQueue:
         """See RunQueue."""
         return sum(1 for _, count in self._runs.values() if count == 0)
 
-    @asynccontextmanager
-    async def deliveries(self, *, limit: int) -> AsyncIterator[AsyncIterator[Delivery]]:
-        """See WorkQueue."""
-        async with aclosing(self._deliver(asyncio.Semaphore(limit))) as runs:
-            yield runs
-
     def schedule(self, trace_id: str, delay_s: float) -> None:
         """Deliver the run after `delay_s`, instead of when it was due before."""
         if trace_id not in self._runs:
@@ -119,14 +113,12 @@ class InMemoryRunQueue:
         self._runs.pop(trace_id, None)
         self._versions.pop(trace_id, None)
 
-    async def _deliver(self, slots: asyncio.Semaphore) -> AsyncGenerator[Delivery, None]:
+    async def deliveries(self, *, limit: int) -> AsyncGenerator[Delivery, None]:
+        """See WorkQueue."""
+        slots = asyncio.Semaphore(limit)
         while True:
             await slots.acquire()
-            try:
-                trace_id = await self._next_due()
-            except BaseException:
-                slots.release()
-                raise
+            trace_id = await self._next_due()
             run, count = self._runs[trace_id]
             self._runs[trace_id] = (run, count + 1)
             self.schedule(trace_id, self.ack_wait_s)

@@ -122,7 +122,7 @@ class RemoteReader:
                 if event.seq >= self._next:
                     return event
                 if self._history is None:
-                    raise Unavailable(f"run {self._trace_id} began anew at event {event.seq}; without JetStream it cannot be followed")
+                    raise Unavailable(f"run {self._trace_id} began anew at event {event.seq}; bus=core cannot follow that")
                 continue
             self._arrived.clear()
             try:

@@ -79,7 +79,9 @@ class RunLog:
 class RunLogs:
     """The logs of this process, bounded: finished runs go first, then the oldest events of the run that grows."""
 
-    def __init__(self, *, max_runs: int = 4096, max_events: int = 200_000, max_run_events: int = 65_536, keep_s: float = 60) -> None:
+    def __init__(
+        self, *, max_runs: int = 4096, max_events: int = 200_000, max_run_events: int = 65_536, keep_s: float = 60
+    ) -> None:
         self._max_runs = max_runs
         self._max_events = max_events
         self._max_run_events = max_run_events

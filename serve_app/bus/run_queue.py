@@ -1,8 +1,8 @@
 """The queue of workflow runs on JetStream: what it took is on disk, and goes to another worker when one falls silent."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import nats.errors
@@ -64,28 +64,19 @@ class NatsRunQueue:
             raise Unavailable(f"consumer {WORKERS} of stream {REQUEST_STREAM} is not there: {answer['error'].get('description')}")
         return int(answer["num_pending"])
 
-    @asynccontextmanager
-    async def deliveries(self, *, limit: int) -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def deliveries(self, *, limit: int) -> AsyncGenerator[Delivery, None]:
         """See WorkQueue."""
-        puller = _Puller(self._connection)
-        async with aclosing(self._pull(puller, asyncio.Semaphore(limit))) as runs:
-            try:
-                yield runs
-            finally:
-                await puller.close()
-
-    async def _pull(self, puller: "_Puller", slots: asyncio.Semaphore) -> AsyncGenerator[Delivery, None]:
-        while True:
-            await slots.acquire()  # the caller frees it by ending a delivery
-            delivery = None
-            try:
+        puller, slots = _Puller(self._connection), asyncio.Semaphore(limit)
+        try:
+            while True:
+                await slots.acquire()  # the caller frees it by ending a delivery
+                delivery = None
                 while delivery is None:
                     message = await puller.next()
                     delivery = None if message is None else await self._open(message, slots.release)
-            except BaseException:
-                slots.release()
-                raise
-            yield delivery
+                yield delivery
+        finally:
+            await puller.close()
 
     async def _open(self, message: Msg, free_slot: Callable[[], None]) -> "JetStreamDelivery | None":
         try:

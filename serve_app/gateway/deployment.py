@@ -24,7 +24,7 @@ class Gateway:
     `settings` as settings_to_dict gives them; `handles` by model id.
     """
 
-    async def __init__(self, settings: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
+    async def __init__(self, settings: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._settings: Settings = settings_from_dict(settings)
         configure_logging(self._settings.log_level, component="gateway")
         self._parts: Parts = await open_parts(self._settings, name="gateway", with_embedder=True, handles=handles)

@@ -7,8 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request
-from fastapi.responses import ORJSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,13 @@ from serve_app.telemetry import count, logger
 
 Probe = Callable[[], Awaitable[Mapping[str, str]]]
 RETRY_AFTER_MAX_S = 120  # the OpenAI SDKs do not retry at all past this
+
+
+class OrjsonResponse(JSONResponse):
+    """JSON written by orjson."""
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
 
 
 @dataclass(slots=True)
@@ -60,7 +68,7 @@ def error_response(error: AifactoryError, headers: Mapping[str, str] | None = No
         extra["retry-after"] = str(max(1, min(RETRY_AFTER_MAX_S, round(error.retry_after_s or 1))))
     if isinstance(error, KeyReused):
         extra["x-should-retry"] = "false"
-    return ORJSONResponse({"error": error.body()}, status_code=error.status, headers=extra)
+    return OrjsonResponse({"error": error.body()}, status_code=error.status, headers=extra)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -141,7 +149,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         "param": None,
         "code": "not_found" if error.status_code == 404 else None,
     }
-    return ORJSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+    return OrjsonResponse({"error": body}, status_code=error.status_code, headers=error.headers)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

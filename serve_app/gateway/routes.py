@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from fastapi.responses import ORJSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from serve_app.errors import AifactoryError, BadRequest, NotFound
 from serve_app.gateway.asks import Caller, build_ask, resolve_model
-from serve_app.gateway.http_app import GatewayState, error_response, read_body, state_of
+from serve_app.gateway.http_app import GatewayState, OrjsonResponse, error_response, read_body, state_of
 from serve_app.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest, check, parse_object
 from serve_app.gateway.sse import DONE, EventStream, Reader, Renderer, collect, error_frame
 from serve_app.lifecycle.handle import Reply
@@ -28,7 +28,7 @@ _CLIENT_LEFT = 499
 @router.get("/healthz")
 async def healthz() -> Response:
     """The process lives."""
-    return ORJSONResponse({"status": "ok"})
+    return OrjsonResponse({"status": "ok"})
 
 
 @router.get("/readyz")
@@ -36,14 +36,14 @@ async def readyz(request: Request) -> Response:
     """Every part answers; 503 names those that do not."""
     parts = dict(await state_of(request).probe())
     ready = all(state == "ok" for state in parts.values())
-    return ORJSONResponse({"ready": ready, "parts": parts}, status_code=200 if ready else 503)
+    return OrjsonResponse({"ready": ready, "parts": parts}, status_code=200 if ready else 503)
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     state = state_of(request)
     await _caller(request, state)
-    return ORJSONResponse({"object": "list", "data": _models(state)})
+    return OrjsonResponse({"object": "list", "data": _models(state)})
 
 
 @router.get("/v1/models/{model_id:path}")
@@ -52,7 +52,7 @@ async def get_model(request: Request, model_id: str) -> Response:
     await _caller(request, state)
     for model in _models(state):
         if model["id"] == model_id:
-            return ORJSONResponse(model)
+            return OrjsonResponse(model)
     raise NotFound(f"model {model_id!r} does not exist", param="model", code="model_not_found")
 
 
@@ -106,7 +106,7 @@ async def completions(request: Request) -> Response:
         return Response(status_code=_CLIENT_LEFT)
     if not parsed.stream:
         await chunks.aclose()
-        return ORJSONResponse(first, headers=headers)
+        return OrjsonResponse(first, headers=headers)
 
     async def frames() -> AsyncIterator[bytes]:
         try:
@@ -143,14 +143,14 @@ async def embeddings(request: Request) -> Response:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return ORJSONResponse({"object": "list", "data": entries, "model": embedder.model_id, "usage": usage})
+    return OrjsonResponse({"object": "list", "data": entries, "model": embedder.model_id, "usage": usage})
 
 
 @router.get("/v1/runs/{trace_id}")
 async def get_run(request: Request, trace_id: str) -> Response:
     row = await _run(request, trace_id)
     answer = row.answer
-    return ORJSONResponse(
+    return OrjsonResponse(
         {
             "object": "run",
             "trace_id": row.trace_id,
@@ -185,7 +185,7 @@ async def cancel_run(request: Request, trace_id: str) -> Response:
     row = await _run(request, trace_id)
     await state_of(request).lifecycle.cancel(row, "cancelled by the caller")
     status = row.status.value if row.status.terminal else "cancelling"
-    return ORJSONResponse(
+    return OrjsonResponse(
         {"object": "run", "trace_id": row.trace_id, "status": status}, status_code=200 if row.status.terminal else 202
     )
 
@@ -198,7 +198,7 @@ async def _whole(request: Request, reply: Reply) -> Response:
         await reader.close()
     if body is None:
         return Response(status_code=_CLIENT_LEFT)
-    return ORJSONResponse(body, headers=_headers(reply))
+    return OrjsonResponse(body, headers=_headers(reply))
 
 
 async def _streamed(state: GatewayState, reply: Reply, *, include_usage: bool, drafts: bool) -> Response:

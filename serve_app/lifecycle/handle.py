@@ -201,10 +201,6 @@ class Lifecycle:
         )
 
     async def _attach(self, row: RunRecord, *, after: int = -1) -> Reply:
-        if row.status.terminal and row.trace_id not in self.local_runs:
-            reply = self._replay_recorded(row)
-            reply.events = _after(reply.events, after)
-            return reply
         stack = AsyncExitStack()
         events = await stack.enter_async_context(self.bus.subscribe(row.trace_id, after=after))
         stack.enter_context(self.local_runs.reading(row.trace_id))
@@ -215,7 +211,7 @@ class Lifecycle:
             model=row.model,
             created=int(row.created_at),
             cache=RecallReport(result="attached"),
-            events=events,
+            events=_held_or_recorded(events, row, after),
             _stack=stack,
         )
 
@@ -290,7 +286,13 @@ async def _recorded_events(row: RunRecord) -> AsyncIterator[RunEvent]:
         yield RunEvent(row.trace_id, seq, body)
 
 
-async def _after(events: AsyncIterator[RunEvent], after: int) -> AsyncIterator[RunEvent]:
-    async for event in events:
-        if event.seq > after:
+async def _held_or_recorded(events: AsyncIterator[RunEvent], row: RunRecord, after: int) -> AsyncIterator[RunEvent]:
+    """The run's own events while they are held; later its recorded result, which only a reader from the start can use."""
+    try:
+        async for event in events:
+            yield event
+    except NotFound:
+        if after >= 0 or not row.status.terminal:
+            raise
+        async for event in _recorded_events(row):
             yield event

@@ -3,29 +3,41 @@
 import json
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import httpx
 import yaml
 
-from dagster_project.home import dagster_dir, dagster_yaml
 from serve_app.local.files import write_private
 from serve_app.local.processes import ProcessRecord, is_alive, last_lines, spawn
 from serve_app.settings import Settings
 
 DEFINITIONS = "dagster_project.definitions"
+# By name, not by import: serving does not depend on Dagster; only the start-up asks it for its configuration.
+_CONFIGURATION = "dagster_project.home"
 
 
 class DagsterError(RuntimeError):
     """The Dagster web server or daemon could not be started."""
 
 
+def database_name() -> str:
+    """The database, on the stack's Postgres, that holds Dagster's records."""
+    return str(import_module(_CONFIGURATION).DATABASE)
+
+
+def home_dir(settings: Settings) -> Path:
+    """What DAGSTER_HOME is set to."""
+    return Path(import_module(_CONFIGURATION).dagster_dir(settings))
+
+
 def write_home(settings: Settings) -> Path:
     """Write dagster.yaml and workspace.yaml and return their folder. The first holds a password: owner only."""
-    home = dagster_dir(settings)
+    home = home_dir(settings)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     workspace = {"load_from": [{"python_module": {"module_name": DEFINITIONS, "location_name": "aifactory"}}]}
-    write_private(home / "dagster.yaml", dagster_yaml(settings))
+    write_private(home / "dagster.yaml", import_module(_CONFIGURATION).dagster_yaml(settings))
     write_private(home / "workspace.yaml", yaml.safe_dump(workspace, sort_keys=False))
     return home
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from dagster_project.home import DATABASE as DAGSTER_DATABASE
-from dagster_project.home import dagster_dir
 from serve_app.local import deployment, nats, postgres
-from serve_app.local.dagster_home import DagsterUi, write_home
+from serve_app.local.dagster_home import DagsterUi, database_name, home_dir, write_home
 from serve_app.local.files import write_private
 from serve_app.local.model import needs_conversion, resolve_embedding, resolve_model
 from serve_app.local.nats import EmbeddedNats
@@ -102,7 +100,7 @@ class Stack:
         node = ray_of(self._state, self._settings.ray_num_cpus)
         if node is not None:
             self._state.ray_address = node.address
-            self._state.processes["ray"] = node.launch({"DAGSTER_HOME": str(dagster_dir(self._settings))})
+            self._state.processes["ray"] = node.launch({"DAGSTER_HOME": str(home_dir(self._settings))})
             save_state(self._state)
 
     def _wait_for_ray(self) -> None:
@@ -122,7 +120,7 @@ class Stack:
                 save_state(self._state)
             elif trouble := postgres.probe(self._dsn()):
                 raise StackError(f"your Postgres (AIFACTORY_POSTGRES_DSN) does not answer: {trouble}")
-            postgres.ensure_database(self._dsn(), DAGSTER_DATABASE)
+            postgres.ensure_database(self._dsn(), database_name())
 
     def _start_nats(self) -> None:
         with self._progress.step("nats"):

@@ -63,6 +63,7 @@ class ChunkReader:
         self._ends: dict[int, ChoiceEnd] = {}
         self._completion_tokens: dict[int, int] = {}
         self._extra: dict[str, Any] = {}
+        self._usage: Usage | None = None
 
     def feed(self, raw: object) -> Iterator[EventBody]:
         """The events of one chunk, in order. Raises UpstreamFailed, or the error that the chunk carries."""
@@ -88,7 +89,10 @@ class ChunkReader:
         for choice in choices:
             yield from self._read_choice(choice)
         if usage := chunk.get("usage"):
-            yield UsageEvent(usage=self._sum_usage(usage, choices))
+            total = self._sum_usage(usage, choices)
+            if total != self._usage:
+                self._usage = total
+                yield UsageEvent(usage=total)
         for name, value in chunk.items():
             if name not in _ENVELOPE and value is not None:
                 self._extra[name] = value

@@ -1,7 +1,7 @@
 """Asks the replicas over Ray Serve. Holds handles only: importing this module imports neither vLLM nor torch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -35,7 +35,9 @@ class ServeReplicas:
         """Every model id that may be asked for, adapters included."""
         return self._catalog.cards()
 
-    async def stream(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> AsyncIterator[EventBody]:
+    async def stream(
+        self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
+    ) -> AsyncGenerator[EventBody, None]:
         """See ports.Replicas.stream."""
         reader = ChunkReader()
         async with self._call("chat_chunks", model, adapter, body, request_id) as chunks:
@@ -46,7 +48,7 @@ class ServeReplicas:
 
     async def completions(
         self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """See ports.Replicas.completions."""
         begun: set[int] = set()
         ended: set[int] = set()

@@ -20,6 +20,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
     ErrorResponse,
 )
 from ray.serve.llm import LLMConfig, LLMServer
+from vllm.exceptions import VLLMClientError
 
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.replicas.adapters import LocalAdapterLoader
@@ -30,6 +31,7 @@ _USAGE_ALL_ALONG: Final = {"include_usage": True, "continuous_usage_stats": True
 _SSE_PREFIX: Final = "data: "
 _SSE_END: Final = "[DONE]"
 _NAMED_FAULTS: Final = 3  # validation faults that one message names
+_TYPE_NAMES: Final = frozenset({"str", "int", "float", "bool", "list", "dict", "bytes"})
 
 
 class SkipNodeInit(CallbackBase):  # type: ignore[misc]  # Ray ships no types
@@ -47,7 +49,9 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
     An error in mid-stream is a chunk with an `error` object. Closing the call aborts the request in the engine.
     """
 
-    async def __init__(self, llm_config: LLMConfig, *, adapter_directory: str | None = None) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it, as Ray's own
+        self, llm_config: LLMConfig, *, adapter_directory: str | None = None
+    ) -> None:
         loader = None
         if adapter_directory is not None:
             rank = int(llm_config.engine_kwargs.get("max_lora_rank", 16))
@@ -63,6 +67,10 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
 
     async def chat_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[dict[str, Any] | str, None]:
         """Answer a chat request as a stream of chat.completion.chunk objects."""
+        if not body.get("messages"):
+            # vLLM refuses it too, but without naming the field.
+            yield {"status": 400, "error": BadRequest("messages: at least one message is needed", param="messages").body()}
+            return
         whole = _cannot_stream(body)
         asked = {**body, "request_id": request_id, "stream": not whole, "stream_options": None if whole else _USAGE_ALL_ALONG}
         async with aclosing(self._answer(ChatCompletionRequest, "chat", asked)) as items:
@@ -91,7 +99,7 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
     ) -> AsyncGenerator[dict[str, Any] | str, None]:
         try:
             request = kind.model_validate(dict(body))
-        except ValidationError as error:
+        except (ValidationError, VLLMClientError, ValueError) as error:
             yield {"status": 400, "error": _fault_body(error)}
             return
         try:
@@ -153,13 +161,22 @@ def _status_of(error_body: Mapping[str, Any]) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
-def _fault_body(error: ValidationError) -> dict[str, Any]:
+def _fault_body(error: Exception) -> dict[str, Any]:
     """Name the first faults of a request, each with its field."""
+    if not isinstance(error, ValidationError):
+        # vLLM's own checks; they know the field as `parameter`.
+        return BadRequest(str(error), param=getattr(error, "parameter", None)).body()
     faults = error.errors(include_url=False, include_context=False, include_input=False)
-    named = []
-    for fault in faults[:_NAMED_FAULTS]:
-        where = ".".join(str(part) for part in fault["loc"])
-        message = str(fault["msg"]).removeprefix("Value error, ")
-        named.append(f"{where}: {message}" if where else message)
-    param = ".".join(str(part) for part in faults[0]["loc"]) or None
-    return {"message": "; ".join(named), "type": "invalid_request_error", "param": param, "code": 400}
+    named = {_field(fault["loc"]): str(fault["msg"]).removeprefix("Value error, ") for fault in reversed(faults)}
+    message = "; ".join(f"{where}: {what}" if where else what for where, what in list(named.items())[-_NAMED_FAULTS:])
+    return BadRequest(message, param=_field(faults[0]["loc"]) or None).body()
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """`messages.0.content`: pydantic also puts the classes that it tried into the path, which callers do not know."""
+    parts: list[str] = []
+    for part in location:
+        if isinstance(part, str) and (not part.islower() or not part.isidentifier() or part in _TYPE_NAMES):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)

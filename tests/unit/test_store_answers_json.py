@@ -18,10 +18,15 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=8,
 )
 OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
-USAGES = st.builds(Usage, prompt_tokens=COUNT, completion_tokens=COUNT, total_tokens=COUNT, prompt_tokens_details=st.none() | OBJECTS)
+USAGES = st.builds(Usage, prompt_tokens=COUNT, completion_tokens=COUNT, prompt_tokens_details=st.none() | OBJECTS)
 TASKS = st.builds(TaskReport, task=TEXT, model=TEXT, usage=USAGES, finish_reason=st.none() | TEXT)
 DEBATES = st.builds(
-    DebateReport, winner=st.none() | TEXT, strategy=TEXT, rounds=COUNT, stop_reason=TEXT, tasks=st.lists(TASKS, max_size=3).map(tuple)
+    DebateReport,
+    winner=st.none() | TEXT,
+    strategy=TEXT,
+    rounds=COUNT,
+    stop_reason=TEXT,
+    tasks=st.lists(TASKS, max_size=3).map(tuple),
 )
 ENDS = st.builds(ChoiceEnd, index=COUNT, finish_reason=TEXT, stop_reason=st.none() | TEXT | st.integers(0, 10**6))
 ANSWERS = st.builds(

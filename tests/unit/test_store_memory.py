@@ -1,7 +1,6 @@
 """The doubles hold what they say they hold, no more."""
 
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -16,7 +15,8 @@ DONE = Outcome(status=RunStatus.SUCCEEDED, reason="stop", usage=Usage(), answer=
 
 def a_run(text: str) -> Run:
     question = Question(project="p", route="direct", model="m", adapter=None, messages=[{"role": "user", "content": text}])
-    return Run(trace_id=new_trace_id(), req_id=question.req_id, key=text, keyed=False, question=question, deadline=time.time() + 9)
+    deadline = time.time() + 9
+    return Run(trace_id=new_trace_id(), req_id=question.req_id, key=text, keyed=False, question=question, deadline=deadline)
 
 
 async def test_the_oldest_ended_run_makes_room() -> None:
@@ -43,5 +43,5 @@ async def test_the_answer_written_longest_ago_goes_first() -> None:
     runs = [a_run("1"), a_run("2"), a_run("3")]
     for run in runs:
         await store.claim(run, lease_s=9)
-        await store.settle(replace(run), DONE)
+        await store.settle(run, DONE)
     assert [await cache.exact(run.req_id) is not None for run in runs] == [False, True, True]

@@ -1,0 +1,245 @@
+"""Pulls runs from the queue, executes them, and sees to it that each one ends: settled once, acknowledged after that."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Final, TypeVar
+
+from dagster import DagsterRun, DagsterRunStatus
+from pydantic import ValidationError
+
+from dagster_project.debate import DebateSpec
+from dagster_project.resources import DebateRun
+from dagster_project.runner import DebateRunner, Execution, OwnedElsewhere
+from serve_app.bus.delivery import Delivery, WorkQueue
+from serve_app.errors import AifactoryError, BadRequest, Cancelled, DeadlineExceeded, Unavailable
+from serve_app.events import Usage, UsageEvent
+from serve_app.lifecycle.settle import settle
+from serve_app.ports import EventBus, Replicas, RunStore
+from serve_app.runs import Outcome, Run, RunStatus
+from serve_app.settings import Settings
+from serve_app.tasks import TaskOwner
+from serve_app.telemetry import bound, logger, observe
+
+T = TypeVar("T")
+_STOP_S: Final = 30.0  # how long a stopped run may take to come to rest
+_RETRY_S: Final = 1.0  # pause before a run is delivered again
+_MAX_RETRY_S: Final = 30.0
+_EARLY_CANCELS: Final = 1024
+
+
+def failed(error: AifactoryError, usage: Usage) -> Outcome:
+    """The outcome of a run without an answer."""
+    return Outcome(RunStatus.FAILED, "error", usage, error={**error.body(), "retryable": error.retryable})
+
+
+class PullLoop:
+    """The worker's life: a few runs at a time, until `close`."""
+
+    def __init__(
+        self, settings: Settings, *, store: RunStore, bus: EventBus, queue: WorkQueue, replicas: Replicas, runner: DebateRunner
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._bus = bus
+        self._queue = queue
+        self._replicas = replicas
+        self._runner = runner
+        self._threads = ThreadPoolExecutor(2 * settings.runs_per_worker, thread_name_prefix="dagster-run")
+        self._handling = TaskOwner()
+        self._aside = TaskOwner()
+        self._runs: set[asyncio.Task[None]] = set()
+        self._active: dict[str, Execution | None] = {}  # by trace_id; None until it can be stopped
+        self._early: OrderedDict[str, str] = OrderedDict()  # cancels of runs that are not here (yet)
+        self._pulling: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def start(self) -> None:
+        """Hear cancels and begin to pull."""
+        await self._bus.on_cancel(self._on_cancel)
+        self._aside.spawn(self._keep_leases(), name="extend leases")
+        self._pulling = asyncio.get_running_loop().create_task(self._pull(), name="pull runs")
+
+    def check(self) -> None:
+        """Raises RuntimeError when the loop has died: Serve then replaces the worker."""
+        if not self._closed and (self._pulling is None or self._pulling.done()):
+            raise RuntimeError("the worker no longer pulls runs; its log has the cause")
+
+    async def close(self, grace_s: float) -> None:
+        """Pull no more; give what runs `grace_s` seconds; then stop it and hand it back to the queue."""
+        self._closed = True
+        if self._pulling is not None:
+            self._pulling.cancel()
+            await asyncio.wait([self._pulling], timeout=_STOP_S)
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=grace_s)
+        await self._handling.close(_STOP_S)
+        await self._aside.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _pull(self) -> None:
+        async with aclosing(self._queue.deliveries(limit=self._settings.runs_per_worker)) as deliveries:
+            logger.info("worker ready", slots=self._settings.runs_per_worker)
+            async for delivery in deliveries:
+                handled = self._handling.spawn(self._handle(delivery), name=f"run {delivery.run.trace_id}")
+                self._runs.add(handled)
+                handled.add_done_callback(self._runs.discard)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        """Take one delivery to its end, whatever happens on the way."""
+        run = delivery.run
+        with bound(run.trace_id, req_id=run.req_id):
+            retry_s: float | None = 0
+            try:
+                async with delivery.heartbeat():
+                    retry_s = await self._work(delivery)
+            except OwnedElsewhere:
+                logger.warning("run is executed elsewhere; looking again later", delivery=delivery.delivery_count)
+                retry_s = self._settings.queue_ack_wait_s
+            except Exception as error:  # noqa: BLE001 - a run is never lost: the log has the cause, the queue brings it again
+                logger.opt(exception=error).error("run could not be worked on", delivery=delivery.delivery_count)
+                retry_s = min(_RETRY_S * 2 ** (delivery.delivery_count - 1), _MAX_RETRY_S)
+            finally:
+                await self._end(delivery, retry_s)
+
+    async def _end(self, delivery: Delivery, retry_s: float | None) -> None:
+        try:
+            if retry_s is None:
+                await delivery.done()
+            elif delivery.last:
+                logger.error("run given up: it was delivered for the last time", delivery=delivery.delivery_count)
+                await delivery.reject()
+            else:
+                await delivery.retry(retry_s)
+        except Unavailable as error:
+            logger.warning("the queue did not confirm the end of a delivery; it may come again", error=error.message)
+
+    async def _work(self, delivery: Delivery) -> float | None:
+        """Execute and settle a run. Returns None when it has ended, else after how many seconds to try again."""
+        run = delivery.run
+        if run.trace_id in self._active:
+            return self._settings.queue_ack_wait_s  # delivered again although we are at it: a late heartbeat
+        self._active[run.trace_id] = None
+        try:
+            record = await self._store.find(run.trace_id)
+            if record is None or record.status.terminal or record.attempt > run.attempt:
+                logger.info("run needs no work", status=record.status.value if record else "unknown")
+                return None
+            observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
+            await self._execute_and_settle(delivery)
+            return None
+        finally:
+            self._active.pop(run.trace_id, None)
+
+    async def _execute_and_settle(self, delivery: Delivery) -> None:
+        run = delivery.run
+        resumed = delivery.delivery_count > 1
+        publisher = await self._bus.open_run(run.trace_id, resume=resumed)
+        try:
+            spec = DebateSpec.model_validate(run.question.debate)
+        except ValidationError as error:
+            wrong = BadRequest(f"the debate specification is not valid: {error}", param="x_debate")
+            await settle(self._store, publisher, run, failed(wrong, Usage()))
+            return
+        debate = DebateRun(
+            run=run,
+            spec=spec,
+            publisher=publisher,
+            replicas=self._replicas,
+            store=self._store,
+            task_retries=self._settings.task_retries,
+            resumed=resumed,
+        )
+        try:
+            if not await self._execute(debate):
+                await self._settle_unfinished(debate)
+        finally:
+            await debate.close()
+
+    async def _execute(self, debate: DebateRun) -> bool:
+        """Execute the job. True when the run has its answer."""
+        run = debate.run
+        execution = self._runner.prepare(debate, on_created=lambda dagster_id: self._note(run, dagster_id))
+        self._active[run.trace_id] = execution
+        early = self._early.pop(run.trace_id, None)
+        if early is not None:
+            self._stop(execution, Cancelled(f"the run was cancelled: {early}"))
+        try:
+            ended = await self._until_end(execution)
+        except (OwnedElsewhere, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller must get an end, whatever broke; the log has the cause
+            logger.opt(exception=error).error("the debate's job broke")
+            debate.error = debate.error or (error if isinstance(error, AifactoryError) else None)
+            return False
+        logger.info("debate job ended", dagster_run_id=ended.run_id, status=ended.status.value)
+        return ended.status is DagsterRunStatus.SUCCESS
+
+    async def _until_end(self, execution: Execution) -> DagsterRun:
+        """Wait for the job in its thread; stop it at the run's deadline or when this worker must go."""
+        run = execution.debate.run
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._runner.execute, execution)
+        try:
+            async with asyncio.timeout(run.seconds_left) as deadline:
+                return await asyncio.shield(work)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            allowed = f"{run.deadline - run.started:g} s"
+            self._stop(execution, DeadlineExceeded(f"the debate did not finish within its {allowed}"))
+        except asyncio.CancelledError:
+            execution.interrupt()
+            await asyncio.wait([work], timeout=_STOP_S)
+            raise
+        return await asyncio.wait_for(asyncio.shield(work), _STOP_S)
+
+    async def _settle_unfinished(self, debate: DebateRun) -> None:
+        """Record why there is no answer, and finish. Raises errors.Unavailable: then the run comes again."""
+        why = debate.stopped_by or debate.error
+        if why is None:
+            why = AifactoryError("the debate failed; the log has the cause under this trace_id")
+        if isinstance(why, Cancelled):
+            outcome = Outcome(RunStatus.CANCELLED, "cancelled", debate.usage, error=why.body())
+        else:
+            outcome = failed(why, debate.usage)
+        if debate.usage.total_tokens and not debate.settling:
+            await debate.emit(UsageEvent(usage=debate.usage))
+        await debate.settle(outcome)
+
+    def _on_cancel(self, trace_id: str, reason: str) -> None:
+        execution = self._active.get(trace_id)
+        if execution is not None:
+            self._stop(execution, Cancelled(f"the run was cancelled: {reason}"))
+            return
+        self._early[trace_id] = reason
+        while len(self._early) > _EARLY_CANCELS:
+            self._early.popitem(last=False)
+
+    def _stop(self, execution: Execution, why: AifactoryError) -> None:
+        if self._closed or execution.debate.stopped_by is not None or execution.debate.settling:
+            return
+        execution.debate.stopped_by = why
+        with bound(execution.debate.run.trace_id):
+            logger.info("stopping the debate", why=why.message)
+            self._aside.spawn(self._in_thread(execution.cancel), name="stop run")
+
+    def _note(self, run: Run, dagster_run_id: str) -> None:
+        if not self._closed:
+            self._aside.spawn(self._store.note_dagster_run(run.trace_id, dagster_run_id), name="note dagster run")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _keep_leases(self) -> None:
+        lease_s = self._settings.lease_s
+        while True:
+            await asyncio.sleep(lease_s / 3)
+            if not self._active:
+                continue
+            try:
+                await self._store.extend_leases(list(self._active), lease_s=lease_s)
+            except Unavailable as error:
+                logger.warning("leases could not be extended", runs=len(self._active), error=error.message)

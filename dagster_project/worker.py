@@ -1,0 +1,76 @@
+"""The warm worker as a Ray Serve deployment: started once, then each debate costs no start-up."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from dagster_project.executor import StepHost
+from dagster_project.instance import open_instance
+from dagster_project.pull_loop import PullLoop
+from dagster_project.runner import DebateRunner
+from serve_app.settings import Settings, settings_from_dict, settings_to_dict
+from serve_app.telemetry import configure_logging, logger
+
+DEPLOYMENT: Final = "debate-worker"
+_GRACE_S: Final = 20.0  # what running debates get when the worker must go
+_SHUTDOWN_S: Final = 60.0  # then Serve kills the process
+
+
+class Worker:
+    """Owns the connections, the Dagster instance, the threads and the pull loop of one process."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._open = AsyncExitStack()
+        try:
+            await self._start(settings_from_dict(settings))
+        except BaseException:
+            await self._open.aclose()
+            raise
+
+    async def _start(self, settings: Settings) -> None:
+        from serve_app.wiring import open_parts
+
+        configure_logging(settings.log_level, component="worker")
+        parts = await open_parts(settings, name="worker", with_embedder=False)
+        self._open.push_async_callback(parts.close)
+        instance = await asyncio.to_thread(open_instance, settings)
+        self._open.push_async_callback(asyncio.to_thread, instance.dispose)
+        steps = settings.runs_per_worker * settings.tasks_per_run
+        host = StepHost(asyncio.get_running_loop(), steps=steps, steps_per_run=settings.tasks_per_run)
+        self._open.callback(host.close)
+        runner = await asyncio.to_thread(DebateRunner, instance, host)
+        await asyncio.to_thread(runner.warm_up)
+        self._pulls = PullLoop(
+            settings, store=parts.store, bus=parts.bus, queue=parts.queue, replicas=parts.replicas, runner=runner
+        )
+        self._open.push_async_callback(self._pulls.close, _GRACE_S)
+        await self._pulls.start()
+
+    def check_health(self) -> None:
+        """Called by Serve every few seconds. Raises when the worker no longer works."""
+        self._pulls.check()
+
+    async def shutdown(self) -> None:
+        """Finish or hand back what runs, then close everything. Twice is the same as once."""
+        logger.info("worker is going")
+        await self._open.aclose()
+
+    async def __del__(self) -> None:
+        # Serve awaits this when it stops the replica.
+        await self.shutdown()
+
+
+def build(settings: Settings) -> Any:
+    """The worker's Serve application; run it without a route: `serve.run(build(settings), name=…, route_prefix=None)`."""
+    from ray import serve
+
+    deployment = serve.deployment(
+        Worker,
+        name=DEPLOYMENT,
+        num_replicas=settings.workers,
+        ray_actor_options={"num_cpus": 0.2},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+    return deployment.bind(settings_to_dict(settings))

@@ -1,0 +1,258 @@
+"""The contract of EventBus, on the in-memory double, on core NATS and on JetStream."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from conftest import BUFFER, Stage, until
+
+from serve_app.errors import NotFound, Overloaded, Unavailable
+from serve_app.events import FinishedEvent, TokenEvent
+from serve_app.runs import new_trace_id
+
+END = FinishedEvent(reason="stop")
+
+
+async def emit(publisher: Any, texts: range) -> None:
+    for n in texts:
+        await publisher.emit(TokenEvent(text=str(n)))
+
+
+async def read(bus: Any, trace_id: str, after: int = -1, standing: asyncio.Event | None = None) -> list[int]:
+    """The seqs up to the end; each event's text must be its seq."""
+    seqs = []
+    async with asyncio.timeout(15), bus.subscribe(trace_id, after=after) as events:
+        if standing is not None:
+            standing.set()
+        async for event in events:
+            assert isinstance(event.body, FinishedEvent) or event.body.text == str(event.seq)
+            seqs.append(event.seq)
+    return seqs
+
+
+async def test_local_reader_gets_all_in_order_and_may_join_late(stage: Stage) -> None:
+    bus, trace_id = await stage.bus(), new_trace_id()
+    publisher = await bus.open_run(trace_id)
+    async with asyncio.TaskGroup() as group:
+        early = group.create_task(read(bus, trace_id))
+        await emit(publisher, range(100))
+        late = group.create_task(read(bus, trace_id, after=49))
+        await emit(publisher, range(100, 150))
+        await publisher.emit(END)
+    assert early.result() == list(range(151))
+    assert late.result() == list(range(50, 151))
+    assert await read(bus, trace_id) == list(range(151))
+    assert await read(bus, trace_id, after=150) == []
+
+
+async def test_two_readers_elsewhere_get_all_in_order(stage: Stage) -> None:
+    here, there, third = await stage.bus(), await stage.bus(), await stage.bus()
+    trace_id = new_trace_id()
+    first_stands, second_stands = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(read(there, trace_id, standing=first_stands))
+        second = group.create_task(read(third, trace_id, standing=second_stands))
+        await first_stands.wait()
+        await second_stands.wait()
+        publisher = await here.open_run(trace_id)
+        for start in range(0, 1000, 50):  # in bursts below the readers' buffer
+            await emit(publisher, range(start, start + 50))
+            await here.ping()
+        await publisher.emit(END)
+    assert first.result() == second.result() == list(range(1001))
+
+
+async def test_concurrent_emits_reach_the_wire_in_order(stage: Stage) -> None:
+    here, there, trace_id = await stage.bus(), await stage.bus(), new_trace_id()
+    standing = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        reader = group.create_task(collect(there, trace_id, standing))
+        await standing.wait()
+        publisher = await here.open_run(trace_id)
+        async with asyncio.TaskGroup() as emitters:
+            for _ in range(4):
+                emitters.create_task(emit(publisher, range(50)))
+        await publisher.emit(END)
+    assert reader.result() == list(range(201))
+
+
+async def collect(bus: Any, trace_id: str, standing: asyncio.Event) -> list[int]:
+    async with asyncio.timeout(15), bus.subscribe(trace_id) as events:
+        standing.set()
+        return [event.seq async for event in events]
+
+
+async def test_late_joiner_elsewhere(stage: Stage) -> None:
+    here, there, trace_id = await stage.bus(), await stage.bus(), new_trace_id()
+    publisher = await here.open_run(trace_id)
+    await emit(publisher, range(700))  # more than one page of history
+    await here.ping()
+    standing = asyncio.Event()
+
+    async def join() -> list[int]:
+        return await read(there, trace_id, standing=standing)
+
+    async def go_on() -> None:
+        await standing.wait()
+        await emit(publisher, range(700, 750))
+        await publisher.emit(END)
+
+    if stage.kind == "core":
+        # The promise is weaker: core keeps no history. The reader gets an error, never a hole.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(go_on())
+            with pytest.raises(Unavailable, match="lost"):
+                await join()
+        return
+    async with asyncio.TaskGroup() as group:
+        joined = group.create_task(join())
+        group.create_task(go_on())
+    assert joined.result() == list(range(751))
+    assert await read(there, trace_id) == list(range(751))  # again, when all is over
+
+
+async def test_resume_without_loss_or_doubling_while_the_run_goes_on(stage: Stage) -> None:
+    if stage.kind == "core":
+        pytest.skip("core keeps no history: a reader elsewhere cannot resume")
+    here, there, trace_id = await stage.bus(), await stage.bus(), new_trace_id()
+    publisher = await here.open_run(trace_id)
+
+    async def run() -> None:
+        for n in range(600):
+            await publisher.emit(TokenEvent(text=str(n)))
+            if n % 3 == 0:
+                await asyncio.sleep(0.001)  # the pace of a real run
+        await publisher.emit(END)
+
+    got: list[int] = []
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(run())
+        ended = False
+        while not ended:
+            async with there.subscribe(trace_id, after=got[-1] if got else -1) as events:
+                async for event in events:
+                    got.append(event.seq)
+                    ended = isinstance(event.body, FinishedEvent)
+                    if event.seq % 40 == 7:
+                        break  # the client went away; it comes back for the rest
+    assert got == list(range(601))
+
+
+async def test_slow_reader_is_cut_off_and_does_not_disturb_others(stage: Stage) -> None:
+    here, there, trace_id = await stage.bus(), await stage.bus(), new_trace_id()
+    standing = asyncio.Event()
+    async with there.subscribe(trace_id) as slow:
+        async with asyncio.TaskGroup() as group:
+            good = group.create_task(read(there, trace_id, standing=standing))
+            await standing.wait()
+            publisher = await here.open_run(trace_id)
+            await emit(publisher, range(1))
+            assert (await anext(slow)).seq == 0  # and now it stands still
+            for start in range(1, 3 * BUFFER, 20):
+                await emit(publisher, range(start, min(start + 20, 3 * BUFFER)))
+                await here.ping()
+                await there.ping()
+            await publisher.emit(END)
+        assert good.result() == list(range(3 * BUFFER + 1))
+        with pytest.raises(Overloaded, match="behind"):
+            async for _ in slow:
+                pass
+
+
+async def test_finished_is_the_end(stage: Stage) -> None:
+    bus, trace_id = await stage.bus(), new_trace_id()
+    publisher = await bus.open_run(trace_id)
+    await publisher.emit(END)
+    with pytest.raises(ValueError, match="has finished"):
+        await publisher.emit(TokenEvent(text="x"))
+    with pytest.raises(ValueError, match="known"):
+        await bus.open_run(trace_id)
+    resumed = await bus.open_run(trace_id, resume=True)
+    with pytest.raises(ValueError, match="has finished"):
+        await resumed.emit(END)
+
+
+async def test_another_process_takes_a_run_over(stage: Stage) -> None:
+    if stage.kind == "core":
+        pytest.skip("core remembers nothing: a run that is taken over begins anew")
+    dead, heir, reader = await stage.bus(), await stage.bus(), await stage.bus()
+    trace_id = new_trace_id()
+    await emit(await dead.open_run(trace_id), range(10))
+    await dead.ping()
+    publisher = await heir.open_run(trace_id, resume=True)
+    assert (await publisher.emit(TokenEvent(text="10"))).seq == 10
+    await publisher.emit(END)
+    assert await read(reader, trace_id) == list(range(12))
+    assert await read(heir, trace_id) == list(range(12))  # what is not in the heir's memory comes from the stream
+
+
+async def test_cancel_reaches_a_listener_elsewhere(stage: Stage) -> None:
+    here, there = await stage.bus(), await stage.bus()
+    heard: list[tuple[str, str]] = []
+    await there.on_cancel(lambda trace_id, reason: heard.append((trace_id, reason)))
+    await here.publish_cancel("abc", "the client left")
+    await until(lambda: heard == [("abc", "the client left")], what="the cancel message")
+
+
+async def test_a_reader_that_leaves_early_leaves_nothing_on_the_server(jetstream_stage: Stage) -> None:
+    here, there, trace_id = await jetstream_stage.bus(), await jetstream_stage.bus(), new_trace_id()
+    publisher = await here.open_run(trace_id)
+    await emit(publisher, range(10))
+    async with there.subscribe(trace_id) as events:
+        assert (await anext(events)).seq == 0
+    with pytest.raises(asyncio.CancelledError):
+        task = asyncio.ensure_future(read(there, trace_id))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+    assert await jetstream_stage.consumers("EVT") == []
+    assert len(there._connection._client._subs) <= 1  # the inbox for requests
+
+
+async def test_events_that_nobody_holds_any_more(jetstream_stage: Stage) -> None:
+    here, there, trace_id = await jetstream_stage.bus(), await jetstream_stage.bus(), new_trace_id()
+    publisher = await here.open_run(trace_id)
+    await emit(publisher, range(20))
+    await publisher.emit(END)
+    await here.ping()
+    jetstream = here._connection._client.jetstream()
+    await jetstream.purge_stream("EVT", keep=5)
+    with pytest.raises(NotFound, match="no longer held"):
+        await read(there, trace_id)
+    assert await read(there, trace_id, after=15) == [16, 17, 18, 19, 20]
+    await jetstream.purge_stream("EVT")
+    with pytest.raises(NotFound, match="no longer held"):
+        await read(there, trace_id, after=3)
+    here._logs._keep_s = 0
+    with pytest.raises(NotFound, match="no longer held"):
+        await read(here, trace_id)
+
+
+async def test_a_hole_is_never_rendered(jetstream_stage: Stage) -> None:
+    here, there, trace_id = await jetstream_stage.bus(), await jetstream_stage.bus(), new_trace_id()
+    publisher = await here.open_run(trace_id)
+    await emit(publisher, range(5))
+    await here.ping()
+    seen: list[int] = []
+    with pytest.raises(Unavailable, match="events 5 to 5"):
+        async with asyncio.timeout(10), there.subscribe(trace_id) as events:
+            async for event in events:
+                seen.append(event.seq)
+                if event.seq == 4:
+                    publisher._log.append(TokenEvent(text="5"))  # numbered, but NATS never sees it
+                    await publisher.emit(TokenEvent(text="6"))
+    assert seen == [0, 1, 2, 3, 4]
+
+
+async def test_a_missed_live_event_comes_from_the_stream(jetstream_stage: Stage) -> None:
+    here, there, trace_id = await jetstream_stage.bus(), await jetstream_stage.bus(), new_trace_id()
+    publisher = await here.open_run(trace_id)
+    seen: list[int] = []
+    async with asyncio.timeout(10), there.subscribe(trace_id) as events:
+        await emit(publisher, range(5))
+        async for event in events:
+            seen.append(event.seq)
+            if event.seq == 4:  # the live subscription dies unnoticed; the end comes all the same
+                await events.ag_frame.f_locals["self"].close()
+                await publisher.emit(END)
+    assert seen == [0, 1, 2, 3, 4, 5]

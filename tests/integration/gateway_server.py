@@ -1,0 +1,160 @@
+"""A gateway on a real socket over in-memory parts and a scripted model: for tests of the HTTP surface."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
+from serve_app.errors import AifactoryError, BadRequest
+from serve_app.events import ChoiceEnd, EventBody, FinishedEvent, RoleEvent, TokenEvent, Usage, UsageEvent
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.http_app import GatewayState, build_http_app
+from serve_app.lifecycle.handle import Lifecycle
+from serve_app.ports import ModelCard
+from serve_app.settings import Settings
+from serve_app.store.memory import InMemoryAnswerCache, InMemoryRunStore
+
+KEY = "aif-test-key"
+
+
+@dataclass
+class ScriptedReplicas:
+    """A model that says `words`. It can be told to wait, and to break after some words."""
+
+    words: list[str] = field(default_factory=lambda: ["The ", "capital ", "is ", "Paris."])
+    break_after: int | None = None
+    error: AifactoryError | None = None
+    hold: asyncio.Event | None = None  # waits for it after the first word
+    calls: int = 0
+    running: int = 0
+    aborted: int = 0
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    def cards(self) -> list[ModelCard]:
+        return [ModelCard("m"), ModelCard("m:poet", parent="m")]
+
+    async def stream(
+        self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
+    ) -> AsyncGenerator[EventBody, None]:
+        self.calls += 1
+        self.running += 1
+        self.bodies.append(body)
+        ended = False
+        try:
+            if self.error is not None and self.break_after is None:
+                raise self.error
+            if body["messages"][-1].get("content") == "too long":
+                raise BadRequest("the prompt is too long", code="context_length_exceeded")
+            yield RoleEvent()
+            for number, word in enumerate(self.words):
+                if number == self.break_after and self.error is not None:
+                    raise self.error
+                yield TokenEvent(text=word)
+                yield UsageEvent(usage=Usage(prompt_tokens=5, completion_tokens=number + 1, total_tokens=6 + number))
+                if number == 0 and self.hold is not None:
+                    await self.hold.wait()
+            yield FinishedEvent(reason="stop", choices=(ChoiceEnd(finish_reason="stop"),))
+            ended = True
+        finally:
+            self.running -= 1
+            self.aborted += not ended
+
+    async def completions(
+        self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        yield {
+            "id": request_id,
+            "object": "text_completion",
+            "model": model,
+            "choices": [{"index": 0, "text": "Paris", "finish_reason": "stop"}],
+        }
+
+    async def answers(self, timeout_s: float) -> bool:
+        return True
+
+
+class HashEmbedder:
+    """Vectors that only equal texts share; no model."""
+
+    model_id = "hash"
+    dimensions = 4
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        return [[1.0, 0.0, 0.0, 0.0] if "same" in t else _unit(hash(t)) for t in texts]
+
+    async def embed_input(self, value: Any) -> tuple[list[list[float]], int]:
+        texts = [value] if isinstance(value, str) else list(value)
+        return await self.embed([str(t) for t in texts]), len(texts)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def has_unknown(self, text: str) -> bool:
+        return False
+
+
+def _unit(seed: int) -> list[float]:
+    return [0.0, *([1.0, 0.0, 0.0] if seed % 3 == 0 else [0.0, 1.0, 0.0] if seed % 3 == 1 else [0.0, 0.0, 1.0])]
+
+
+@dataclass(frozen=True)
+class _Owner:
+    project: str
+    projects: tuple[str, ...] = ()
+
+
+class OneKey:
+    """Knows one key, of project p, which may also act for q."""
+
+    async def check(self, key: str) -> _Owner | None:
+        return _Owner("p", ("q",)) if key == KEY else None
+
+
+@dataclass
+class GatewayUnderTest:
+    url: str
+    replicas: ScriptedReplicas
+    store: InMemoryRunStore
+    bus: InMemoryEventBus
+    queue: InMemoryRunQueue
+    lifecycle: Lifecycle
+    state: GatewayState
+
+
+@asynccontextmanager
+async def serve_gateway(**overrides: Any) -> AsyncIterator[GatewayUnderTest]:
+    """Serve a gateway on a free port of this process's loop."""
+    settings = Settings(config="simulated", **overrides)
+    cache = InMemoryAnswerCache()
+    store, bus, queue, replicas = InMemoryRunStore(cache), InMemoryEventBus(), InMemoryRunQueue(), ScriptedReplicas()
+    lifecycle = Lifecycle(settings, store=store, cache=cache, bus=bus, queue=queue, replicas=replicas, embedder=HashEmbedder())
+
+    async def probe() -> dict[str, str]:
+        return {"postgres": "ok", "nats": "ok", "replicas": "ok"}
+
+    state = GatewayState(settings, lifecycle, Authenticator(OneKey(), ttl_s=30), probe, started=1)
+    await lifecycle.start()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_http_app(state), log_level="critical", lifespan="off"))
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        port = listener.getsockname()[1]
+        yield GatewayUnderTest(f"http://127.0.0.1:{port}", replicas, store, bus, queue, lifecycle, state)
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(serving, 10)
+        await lifecycle.close()
+        listener.close()
+
+
+async def until(condition: Any, timeout_s: float = 5) -> None:
+    """Wait until `condition()` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
