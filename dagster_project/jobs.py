@@ -3,7 +3,7 @@
 import logging
 from typing import Any, Final
 
-from dagster import InitLoggerContext, JobDefinition, LoggerDefinition, graph
+from dagster import Field, InitLoggerContext, JobDefinition, LoggerDefinition, graph
 
 from dagster_project.executor import StepHost, threaded
 from dagster_project.ops import argue, commit, judge, plan
@@ -22,15 +22,20 @@ class _ToLoguru(logging.Handler):
         logger.log(record.levelname, "dagster: {}", text, dagster_run_id=told.get("run_id"))
 
 
-def _json_lines(_context: InitLoggerContext) -> logging.Logger:
-    sink = logging.Logger("dagster-run", level=logging.WARNING)
+def _json_lines(context: InitLoggerContext) -> logging.Logger:
+    sink = logging.Logger("dagster-run", level=context.logger_config["level"])
     sink.addHandler(_ToLoguru())
     return sink
 
 
-json_lines: Final = LoggerDefinition(_json_lines, description="warnings and errors of Dagster as JSON lines on stderr")
+json_lines: Final = LoggerDefinition(
+    _json_lines,
+    config_schema={"level": Field(str, default_value="WARNING", is_required=False)},
+    description="warnings and errors of Dagster as JSON lines on stderr",
+)
 # Without this Dagster adds its own console logger, which tells every event in colour.
 RUN_CONFIG: Final[dict[str, Any]] = {"loggers": {"json": {}}}
+QUIET_CONFIG: Final[dict[str, Any]] = {"loggers": {"json": {"config": {"level": "CRITICAL"}}}}
 
 
 @graph(name=JOB, description="Several debaters answer one question, a judge picks the best answer")
@@ -46,5 +51,4 @@ def debate_job(desk: Desk | None = None, host: StepHost | None = None) -> JobDef
         resource_defs={"desk": (desk or Desk()).as_resource()},
         executor_def=threaded(host),
         logger_defs={"json": json_lines},
-        config=None,
     )

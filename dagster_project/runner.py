@@ -23,7 +23,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from dagster_project.executor import StepHost, StopSwitch
 from dagster_project.home import DEFINITIONS_MODULE, LOCATION
-from dagster_project.jobs import JOB, RUN_CONFIG, debate_job
+from dagster_project.jobs import JOB, QUIET_CONFIG, RUN_CONFIG, debate_job
 from dagster_project.resources import DebateRun, Desk
 from dagster_project.storage import PooledRunStorage
 from serve_app.runs import Run
@@ -130,7 +130,7 @@ class DebateRunner:
     def warm_up(self) -> None:
         """Pay once for what Dagster does at its first run: a run in memory that finds no debate, and fails at its plan."""
         with DagsterInstance.ephemeral() as nowhere:
-            run = nowhere.create_run_for_job(job_def=self._job, run_config=RUN_CONFIG)
+            run = nowhere.create_run_for_job(job_def=self._job, run_config=QUIET_CONFIG)
             try:
                 for _event in execute_run_iterator(InMemoryJob(self._job), run, nowhere):
                     pass

@@ -198,13 +198,13 @@ class Embedder(Protocol):
         """One L2-normalised vector per text; a text over the model's limit is cut to it."""
         ...
 
-    async def embed_input(
-        self, value: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-    ) -> tuple[list[list[float]], int]:
-        """The `input` of /v1/embeddings: vectors in order, and the number of tokens.
+    @property
+    def max_tokens(self) -> int:
+        """Longest text, in tokens."""
+        ...
 
-        Raises errors.BadRequest for a text over the model's limit or a token id that it does not know.
-        """
+    async def embed_ids(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The same for texts given as the model's own token ids. Raises errors.BadRequest for an unknown id."""
         ...
 
     def count_tokens(self, text: str) -> int: ...

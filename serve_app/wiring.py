@@ -6,7 +6,8 @@ from typing import Any
 
 from serve_app.bus.connection import NatsConnection
 from serve_app.bus.event_bus import NatsEventBus
-from serve_app.bus.run_queue import NatsRunQueue
+from serve_app.bus.delivery import WorkQueue
+from serve_app.bus.run_queue import run_queue
 from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.errors import AifactoryError
 from serve_app.replicas.client import ServeReplicas
@@ -29,7 +30,7 @@ class Parts:
     keys: ApiKeys
     nats: NatsConnection
     bus: NatsEventBus
-    queue: NatsRunQueue
+    queue: WorkQueue
     replicas: ServeReplicas
     embedder: OnnxEmbedder | None
 
@@ -68,7 +69,7 @@ async def open_parts(
     )
     connection = NatsConnection(settings.nats_url.get_secret_value(), f"aifactory-{name}")
     bus = NatsEventBus.for_settings(connection, settings)
-    queue = NatsRunQueue.for_settings(connection, settings)
+    queue = run_queue(connection, settings)
     connection.start()
     return Parts(
         pool=pool,

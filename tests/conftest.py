@@ -15,8 +15,12 @@ import pytest_asyncio
 
 from serve_app.local.ports import choose_port
 from serve_app.local.postgres import EmbeddedPostgres
+from serve_app.store.answer_cache import PostgresAnswerCache
+from serve_app.store.memory import InMemoryAnswerCache, InMemoryRunStore
 from serve_app.store.migrate import ensure_database, migrate
 from serve_app.store.pool import PostgresPool
+from serve_app.store.run_log import PostgresRunStore
+from tests.contracts.store_cases import Store
 
 SERVER_VARIABLE = "AIFACTORY_TEST_POSTGRES_DSN"
 
@@ -97,6 +101,16 @@ async def postgres_pool(postgres_dsn: str) -> AsyncIterator[PostgresPool]:
     pool = PostgresPool(postgres_dsn)
     yield pool
     await pool.close()
+
+
+@pytest.fixture(params=["postgres", "memory"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Each store that obeys the contract, in turn."""
+    if request.param == "memory":
+        cache = InMemoryAnswerCache()
+        return Store(InMemoryRunStore(cache), cache)
+    pool = request.getfixturevalue("postgres_pool")
+    return Store(PostgresRunStore(pool), PostgresAnswerCache(pool))
 
 
 async def _administer(dsn: str, statement: str) -> None:

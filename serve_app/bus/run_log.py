@@ -23,8 +23,12 @@ class RunLog:
         self._events: list[RunEvent] = []
         self._changed = asyncio.Event()
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         return len(self._events)
+
+    def __bool__(self) -> bool:
+        return True  # a log without events yet is a log: `find` must not take it for none
 
     @property
     def next_seq(self) -> int:
@@ -112,12 +116,12 @@ class RunLogs:
 
     def append(self, log: RunLog, body: EventBody) -> RunEvent:
         """Append to a log of ours and keep the bounds."""
-        before = len(log)
+        before = log.size
         event = log.append(body)
-        if len(log) > self._max_run_events:
+        if log.size > self._max_run_events:
             # In steps, because dropping the head of a list costs its length.
             log.forget_before(log.base + self._max_run_events // 16 + 1)
-        self._total += len(log) - before
+        self._total += log.size - before
         if log.finished_at is not None:
             self._open.pop(log.trace_id, None)
             self._finished[log.trace_id] = log
@@ -128,9 +132,9 @@ class RunLogs:
         while self._total > self._max_events and self._finished:
             self._drop_oldest()
         if self._total > self._max_events:
-            before = len(log)
+            before = log.size
             log.forget_before(log.base + self._total - self._max_events)
-            self._total -= before - len(log)
+            self._total -= before - log.size
         return event
 
     def _expire(self) -> None:
@@ -143,7 +147,7 @@ class RunLogs:
 
     def _drop_oldest(self) -> None:
         _, log = self._finished.popitem(last=False)
-        self._total -= len(log)
+        self._total -= log.size
 
 
 class LogPublisher:

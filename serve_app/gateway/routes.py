@@ -16,7 +16,7 @@ from serve_app.gateway.http_app import GatewayState, OrjsonResponse, error_respo
 from serve_app.gateway.schema import ChatRequest, CompletionRequest, EmbeddingRequest, check, parse_object
 from serve_app.gateway.sse import DONE, EventStream, Reader, Renderer, collect, error_frame
 from serve_app.lifecycle.handle import Reply
-from serve_app.ports import RunRecord
+from serve_app.ports import Embedder, RunRecord
 from serve_app.runs import new_trace_id
 from serve_app.settings import DEBATE_MODEL_ID
 from serve_app.telemetry import bound
@@ -137,7 +137,7 @@ async def embeddings(request: Request) -> Response:
             param="dimensions",
             code="unsupported",
         )
-    vectors, tokens = await embedder.embed_input(parsed.input)
+    vectors, tokens = await _embed(embedder, parsed.input)
     entries = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, parsed.encoding_format)}
         for index, vector in enumerate(vectors)
@@ -276,6 +276,21 @@ def _models(state: GatewayState) -> list[dict[str, Any]]:
         models.append({"id": state.lifecycle.embedder.model_id, **owned})
     models.append({"id": DEBATE_MODEL_ID, **owned})
     return models
+
+
+async def _embed(embedder: Embedder, value: str | list[str] | list[int] | list[list[int]]) -> tuple[list[list[float]], int]:
+    """Vectors and token count of any of the four forms that `input` may have."""
+    items: list[Any] = [value] if isinstance(value, str) or isinstance(value[0], int) else list(value)
+    texts = isinstance(items[0], str)
+    sizes = [embedder.count_tokens(item) if texts else len(item) for item in items]
+    for number, size in enumerate(sizes):
+        if size > embedder.max_tokens:
+            raise BadRequest(
+                f"input {number} has {size} tokens, {embedder.model_id} takes at most {embedder.max_tokens}; split it",
+                param="input",
+                code="context_length_exceeded",
+            )
+    return await (embedder.embed(items) if texts else embedder.embed_ids(items)), sum(sizes)
 
 
 def _encoded(vector: list[float], encoding: str) -> list[float] | str:

@@ -44,15 +44,18 @@ class RayPorts(BaseModel):
 
 def choose_ray_ports(gcs: int, dashboard: int, choose: Callable[[int, str], int], taken: set[int]) -> RayPorts:
     """Ports for a node; only the two that a person may look for are announced through `choose` when they move."""
+    # The others are bound seconds after they are chosen: from a random place, so that two stacks that start at the
+    # same time do not choose alike, and below the range that the kernel gives to outgoing connections.
+    hidden = 20_000 + secrets.randbelow(10_000)
     return RayPorts(
         gcs=choose(gcs, "Ray"),
         dashboard=choose(dashboard, "Ray dashboard"),
-        client=choose_port(10001, taken),
-        agent=choose_port(52365, taken),
-        haproxy_metrics=choose_port(9101, taken),
-        haproxy_stats=choose_port(8404, taken),
-        fallback_proxy=choose_port(8500, taken),
-        fallback_grpc=choose_port(9500, taken),
+        client=choose_port(hidden, taken),
+        agent=choose_port(hidden, taken),
+        haproxy_metrics=choose_port(hidden, taken),
+        haproxy_stats=choose_port(hidden, taken),
+        fallback_proxy=choose_port(hidden, taken),
+        fallback_grpc=choose_port(hidden, taken),
     )
 
 
@@ -124,6 +127,8 @@ class EmbeddedRay:
         command += ["--node-ip-address=127.0.0.1", f"--port={self.ports.gcs}"]
         command += [f"--dashboard-host={self.host}", f"--dashboard-port={self.ports.dashboard}"]
         command += [f"--ray-client-server-port={self.ports.client}", f"--dashboard-agent-listen-port={self.ports.agent}"]
+        # Workers take any free port: Ray's own range (10002-19999) collides with fixed ports and with a second stack.
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--num-cpus={self.num_cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         command += [f"--temp-dir={self.run_dir / 'ray'}"]
         env = child_environment({**self.variables(), **extra}, mark=self.state_dir)

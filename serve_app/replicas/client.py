@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve_app.errors import AifactoryError, Overloaded, UpstreamFailed
 from serve_app.events import EventBody
 from serve_app.ports import ModelCard
 from serve_app.replicas.catalog import Catalog, deployment_name
 from serve_app.replicas.chunks import ChunkReader, error_from_replica, parse_chunk
+from serve_app.replicas.probe import replica_stats
 from serve_app.settings import APP_NAME, ModelConfig, Settings
 from serve_app.telemetry import logger
 
@@ -88,17 +89,11 @@ class ServeReplicas:
 
     async def _model_stats(self, model: ModelConfig, timeout_s: float) -> list[dict[str, Any]]:
         try:
-            # A broadcast is not held up by the queue of a busy replica.
-            replies = await self._handle(model).broadcast("stats").results_async(timeout_s=timeout_s, return_exceptions=True)
-        except DeploymentUnavailableError:
-            return []  # no replica is up at the moment
-        except (RayError, RayServeException, TimeoutError) as error:
-            logger.warning("replicas of {} do not answer: {}", model.model_id, error)
+            async with asyncio.timeout(timeout_s):
+                return await replica_stats(deployment_name(model.model_id))
+        except (RayError, TimeoutError) as error:
+            logger.warning("replicas of {} do not answer: {}: {}", model.model_id, type(error).__name__, error)
             return []
-        for reply in replies:
-            if not isinstance(reply, dict):
-                logger.warning("a replica of {} does not answer: {}", model.model_id, reply)
-        return [reply for reply in replies if isinstance(reply, dict)]
 
     @asynccontextmanager
     async def _call(

@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 
 from serve_app.errors import BadRequest
+from serve_app.replicas.probe import STATS_KEY
 from serve_app.replicas.simulated_request import Ask, read_chat, read_completion
 from serve_app.replicas.simulated_text import Script, count_tokens, write
 from serve_app.settings import SimulatedConfig
@@ -32,6 +33,10 @@ class SimulatedServer:
         """Requests before (`waiting`) and after (`running`) their first token."""
         replica = serve.get_replica_context().replica_id.unique_id
         return {"model": self._model_id, "replica": replica, "running": self._running, "waiting": self._waiting}
+
+    async def record_routing_stats(self) -> Item:
+        """Serve's hook that is answered however full the queue is; see replicas.probe."""
+        return {STATS_KEY: await self.stats()}
 
     async def check_health(self) -> None:
         """A simulation is always well."""

@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.replicas.adapters import LocalAdapterLoader
+from serve_app.replicas.probe import STATS_KEY
 from serve_app.replicas.whole import chunks_of
 
 # So that the usage of an answer that is cut half-way is known too.
@@ -93,6 +94,10 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
             "running": len(states) - waiting,
             "waiting": waiting,
         }
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Serve's hook that is answered however full the queue is; see replicas.probe."""
+        return {**await super().record_routing_stats(), STATS_KEY: await self.stats()}
 
     async def _answer(
         self, kind: type[BaseModel], method: str, body: Mapping[str, Any]
@@ -166,10 +171,13 @@ def _fault_body(error: Exception) -> dict[str, Any]:
     if not isinstance(error, ValidationError):
         # vLLM's own checks; they know the field as `parameter`.
         return BadRequest(str(error), param=getattr(error, "parameter", None)).body()
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    named = {_field(fault["loc"]): str(fault["msg"]).removeprefix("Value error, ") for fault in reversed(faults)}
-    message = "; ".join(f"{where}: {what}" if where else what for where, what in list(named.items())[-_NAMED_FAULTS:])
-    return BadRequest(message, param=_field(faults[0]["loc"]) or None).body()
+    first: dict[str, str] = {}
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        # A union reports a fault per class that it tried: one per field of the request is enough.
+        where, what = _field(fault["loc"]), str(fault["msg"]).removeprefix("Value error, ")
+        first.setdefault(where.partition(".")[0], f"{where}: {what}" if where else what)
+    named = list(first.values())[:_NAMED_FAULTS]
+    return BadRequest("; ".join(named), param=named[0].partition(":")[0] if next(iter(first)) else None).body()
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,8 @@ class NatsServer:
         config = self._folder / "nats.conf"
         config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
-            f'jetstream {{ store_dir: "{self._folder}/store", sync_interval: always, max_memory_store: 1GB, max_file_store: 1GB }}\n'
+            f'jetstream {{ store_dir: "{self._folder}/store", sync_interval: always, '
+            "max_memory_store: 1GB, max_file_store: 1GB }\n"
         )
         self._process = subprocess.Popen([program, "-c", str(config), "-l", str(self._folder / "nats.log")])
         deadline = time.monotonic() + 10
@@ -97,7 +98,8 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
 
 def bus_settings(**changes: Any) -> Settings:
     """Settings whose waits suit tests."""
-    return Settings(**{"config": "simulated", "queue_ack_wait_s": ACK_WAIT_S, "queue_max_deliver": 3, "subscriber_buffer": BUFFER, **changes})
+    known: dict[str, Any] = {"config": "simulated", "queue_ack_wait_s": ACK_WAIT_S, "queue_max_deliver": 3}
+    return Settings(**{**known, "subscriber_buffer": BUFFER, **changes})
 
 
 FAST = ReaderLimits(buffer=BUFFER, idle_check_s=0.2, away_s=1, hole_s=0.5, silence_s=20, silence_after_loss_s=2)
@@ -194,6 +196,3 @@ async def jetstream_stage(nats_url: str) -> AsyncIterator[Stage]:
     """Only the real thing."""
     async with stage_of("jetstream", nats_url) as made:
         yield made
-
-
-Collect = Callable[..., Awaitable[list[int]]]

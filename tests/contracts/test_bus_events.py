@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import BUFFER, Stage, until
 
 from serve_app.errors import NotFound, Overloaded, Unavailable
 from serve_app.events import FinishedEvent, TokenEvent
 from serve_app.runs import new_trace_id
+from tests.contracts.conftest import BUFFER, Stage, until
 
 END = FinishedEvent(reason="stop")
 
@@ -200,11 +200,12 @@ async def test_a_reader_that_leaves_early_leaves_nothing_on_the_server(jetstream
     await emit(publisher, range(10))
     async with there.subscribe(trace_id) as events:
         assert (await anext(events)).seq == 0
+    standing = asyncio.Event()
+    cancelled = asyncio.ensure_future(read(there, trace_id, standing=standing))
+    await standing.wait()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        task = asyncio.ensure_future(read(there, trace_id))
-        await asyncio.sleep(0)
-        task.cancel()
-        await task
+        await cancelled
     assert await jetstream_stage.consumers("EVT") == []
     assert len(there._connection._client._subs) <= 1  # the inbox for requests
 
@@ -234,13 +235,13 @@ async def test_a_hole_is_never_rendered(jetstream_stage: Stage) -> None:
     await emit(publisher, range(5))
     await here.ping()
     seen: list[int] = []
-    with pytest.raises(Unavailable, match="events 5 to 5"):
-        async with asyncio.timeout(10), there.subscribe(trace_id) as events:
-            async for event in events:
-                seen.append(event.seq)
-                if event.seq == 4:
-                    publisher._log.append(TokenEvent(text="5"))  # numbered, but NATS never sees it
-                    await publisher.emit(TokenEvent(text="6"))
+    async with asyncio.timeout(10), there.subscribe(trace_id) as events:
+        while len(seen) < 5:
+            seen.append((await anext(events)).seq)
+        publisher._log.append(TokenEvent(text="5"))  # numbered, but NATS never sees it
+        await publisher.emit(TokenEvent(text="6"))
+        with pytest.raises(Unavailable, match="events 5 to 5"):
+            await anext(events)
     assert seen == [0, 1, 2, 3, 4]
 
 

@@ -87,9 +87,10 @@ class HashEmbedder:
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         return [[1.0, 0.0, 0.0, 0.0] if "same" in t else _unit(hash(t)) for t in texts]
 
-    async def embed_input(self, value: Any) -> tuple[list[list[float]], int]:
-        texts = [value] if isinstance(value, str) else list(value)
-        return await self.embed([str(t) for t in texts]), len(texts)
+    max_tokens = 50
+
+    async def embed_ids(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [_unit(sum(ids)) for ids in token_ids]
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

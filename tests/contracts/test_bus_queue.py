@@ -1,0 +1,181 @@
+"""The contract of the queue of workflow runs, on the double, on core NATS and on JetStream."""
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import Any
+
+import nats
+import pytest
+
+from serve_app.errors import Overloaded, Unavailable
+from serve_app.runs import Question, Run, new_trace_id
+from tests.contracts.conftest import ACK_WAIT_S, Stage, bus_settings
+
+
+def a_run() -> Run:
+    question = Question("p", "workflow", "m", None, [{"role": "user", "content": "hi"}])
+    return Run(new_trace_id(), question.req_id, question.req_id, False, question, time.time() + 60)
+
+
+async def taken(runs: Any, timeout_s: float = 10) -> Any:
+    async with asyncio.timeout(timeout_s):
+        return await anext(runs)
+
+
+async def submit_when_heard(queue: Any, run: Run) -> None:
+    """In mode core there must be a worker first; wait until it is known to the server."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                return await queue.submit(run)
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_run_goes_to_one_worker(stage: Stage) -> None:
+    gateway, worker, run = await stage.queue(), await stage.queue(), a_run()
+    async with aclosing(worker.deliveries(limit=2)) as runs, asyncio.TaskGroup() as group:
+        group.create_task(submit_when_heard(gateway, run))
+        delivery = await taken(runs)
+        assert (delivery.run, delivery.delivery_count) == (run, 1)
+        async with delivery.heartbeat():
+            pass
+        await delivery.done()
+        with pytest.raises(ValueError, match="ended"):
+            await delivery.done()
+        with pytest.raises(TimeoutError):
+            await taken(runs, 1.5 * ACK_WAIT_S)
+    assert await gateway.pending() == 0
+
+
+async def test_no_more_runs_than_free_slots(stage: Stage) -> None:
+    gateway, worker = await stage.queue(), await stage.queue()
+    first, second = a_run(), a_run()
+    async with aclosing(worker.deliveries(limit=1)) as runs, asyncio.TaskGroup() as group:
+        group.create_task(submit_when_heard(gateway, first))
+        delivery = await taken(runs)
+        assert delivery.run == first
+        later = group.create_task(gateway.submit(second))
+        waiting = asyncio.ensure_future(anext(runs))
+        done, _ = await asyncio.wait([waiting], timeout=0.3)
+        assert not done
+        if stage.kind == "core":
+            assert not later.done()  # core keeps nothing: the gateway looks for a free worker
+        else:
+            assert await gateway.pending() == 1
+        await delivery.done()
+        async with asyncio.timeout(5):
+            next_delivery = await waiting
+        assert next_delivery.run == second
+        await next_delivery.done()
+
+
+async def test_without_a_worker(stage: Stage) -> None:
+    queue = await stage.queue()
+    if stage.kind == "core":  # weaker: nobody there to take it
+        with pytest.raises(Unavailable, match="nobody listens"):
+            await queue.submit(a_run())
+        return
+    run = a_run()
+    await queue.submit(run)
+    await queue.submit(run)  # the same run again is the same submission
+    await queue.submit(a_run())
+    assert await queue.pending() == 2
+
+
+async def test_a_silent_worker_loses_its_run(stage: Stage) -> None:
+    if stage.kind == "core":
+        pytest.skip("core does not redeliver: a worker that dies takes its runs with it")
+    gateway, silent, lively = await stage.queue(), await stage.queue(), await stage.queue()
+    run = a_run()
+    await gateway.submit(run)
+    async with aclosing(silent.deliveries(limit=1)) as lost:
+        first = await taken(lost)
+        assert not first.last
+        async with aclosing(lively.deliveries(limit=4)) as runs:
+            second = await taken(runs, 5 * ACK_WAIT_S)
+            assert (second.run, second.delivery_count, second.last) == (run, 2, False)
+            await second.retry(0.1)
+            third = await taken(runs, 5 * ACK_WAIT_S)
+            assert (third.delivery_count, third.last) == (3, True)
+            await third.reject()
+            with pytest.raises(TimeoutError):
+                await taken(runs, 2 * ACK_WAIT_S)
+
+
+async def test_a_heartbeat_keeps_the_run(stage: Stage) -> None:
+    if stage.kind == "core":
+        pytest.skip("core does not redeliver")
+    gateway, busy, idle = await stage.queue(), await stage.queue(), await stage.queue()
+    await gateway.submit(a_run())
+    async with aclosing(busy.deliveries(limit=1)) as mine, aclosing(idle.deliveries(limit=1)) as others:
+        delivery = await taken(mine)
+        async with delivery.heartbeat():
+            with pytest.raises(TimeoutError):
+                await taken(others, 2.5 * ACK_WAIT_S)
+        await delivery.done()
+
+
+async def test_an_error_under_the_heartbeat_leaves_as_it_is(stage: Stage) -> None:
+    gateway, worker = await stage.queue(), await stage.queue()
+    async with aclosing(worker.deliveries(limit=1)) as runs, asyncio.TaskGroup() as group:
+        group.create_task(submit_when_heard(gateway, a_run()))
+        delivery = await taken(runs)
+        with pytest.raises(KeyError, match="x"):
+            async with delivery.heartbeat():
+                raise KeyError("x")
+        await delivery.reject()
+
+
+async def test_a_full_queue_says_so(stage: Stage) -> None:
+    if stage.kind == "core":
+        pytest.skip("core keeps no queue")
+    stage.settings = bus_settings(queue_max_pending=2)
+    queue = await stage.queue()
+    await queue.submit(a_run())
+    await queue.submit(a_run())
+    with pytest.raises(Overloaded, match="full"):
+        await queue.submit(a_run())
+
+
+async def test_all_workers_busy_in_core(nats_url: str) -> None:
+    stage = Stage("core", nats_url)
+    gateway, worker = await stage.queue(), await stage.queue()
+    async with aclosing(worker.deliveries(limit=1)) as runs, asyncio.TaskGroup() as group:
+        group.create_task(submit_when_heard(gateway, a_run()))
+        await taken(runs)
+        with pytest.raises(Overloaded, match="busy"):
+            await gateway.submit(a_run())
+    await stage.close()
+
+
+async def test_poison_is_thrown_away(jetstream_stage: Stage) -> None:
+    queue = await jetstream_stage.queue()
+    client = await nats.connect(jetstream_stage.url)
+    jetstream = client.jetstream()
+    await jetstream.publish("req.chat", b"{not a run")
+    run = a_run()
+    await queue.submit(run)
+    async with aclosing(queue.deliveries(limit=1)) as runs:
+        delivery = await taken(runs)
+        assert delivery.run == run
+        await delivery.done()
+        with pytest.raises(TimeoutError):
+            await taken(runs, 1.5 * ACK_WAIT_S)
+    assert (await jetstream.stream_info("REQ")).state.messages == 0
+    await client.close()
+
+
+async def test_a_worker_that_leaves_gives_back_at_once(jetstream_stage: Stage) -> None:
+    leaving, staying = await jetstream_stage.queue(), await jetstream_stage.queue()
+    async with aclosing(leaving.deliveries(limit=1)) as runs:
+        with pytest.raises(TimeoutError):
+            await taken(runs, 0.3)
+    run = a_run()
+    await staying.submit(run)
+    async with aclosing(staying.deliveries(limit=1)) as runs:
+        delivery = await taken(runs, ACK_WAIT_S / 2)
+        assert (delivery.run, delivery.delivery_count) == (run, 1)
+        await delivery.done()
+    assert await jetstream_stage.consumers("REQ") == ["workers"]

@@ -1,0 +1,148 @@
+"""The private API of Dagster that we stand on. A failure here names what a new version changed, and who uses it."""
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance, DagsterRun
+
+EXECUTOR, STORAGE, RUNNER, INSTANCE = "executor.py", "storage.py", "runner.py", "instance.py"
+
+# user in dagster_project, module, attribute path, parameters that we pass (None: only its presence counts)
+USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
+    (EXECUTOR, "dagster._core.errors", "DagsterExecutionInterruptedError", None),
+    (EXECUTOR, "dagster._core.events", "EngineEventData.interrupted", ("steps_interrupted",)),
+    (EXECUTOR, "dagster", "DagsterEvent.engine_event", ("plan_context", "message", "event_specific_data")),
+    (
+        EXECUTOR,
+        "dagster._core.execution.api",
+        "ExecuteRunWithPlanIterable.__init__",
+        ("execution_plan", "iterator", "execution_context_manager"),
+    ),
+    (
+        EXECUTOR,
+        "dagster._core.execution.context_creation_job",
+        "PlanExecutionContextManager.__init__",
+        ("job", "retry_mode", "execution_plan", "run_config", "dagster_run", "instance", "raise_on_error", "output_capture"),
+    ),
+    (EXECUTOR, "dagster._core.execution.context.system", "PlanExecutionContext.for_step", ("step", "known_state")),
+    (EXECUTOR, "dagster._core.execution.context.system", "StepExecutionContext.event_loop", None),
+    (EXECUTOR, "dagster._core.execution.plan.execute_plan", "dagster_event_sequence_for_step", ("step_context",)),
+    (EXECUTOR, "dagster._core.execution.plan.execute_plan", "_trigger_hook", ("step_context", "step_event_list")),
+    (
+        EXECUTOR,
+        "dagster._core.execution.plan.instance_concurrency_context",
+        "InstanceConcurrencyContext.__init__",
+        ("instance", "dagster_run"),
+    ),
+    (
+        EXECUTOR,
+        "dagster._core.execution.plan.plan",
+        "ExecutionPlan.start",
+        ("retry_mode", "max_concurrent", "instance_concurrency_context"),
+    ),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.get_steps_to_execute", ("limit",)),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.handle_event", ("dagster_event",)),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.verify_complete", ("job_context", "step_key")),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.plan_events_iterator", ("job_context",)),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.concurrency_event_iterator", ("plan_context",)),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.mark_interrupted", ()),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.check_for_interrupts", ()),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.sleep_interval", ()),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.get_known_state", ()),
+    (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.is_complete", None),
+    (EXECUTOR, "dagster._core.execution.retries", "RetryMode.DISABLED", None),
+    (EXECUTOR, "dagster._core.executor.base", "Executor.execute", ("plan_context", "execution_plan")),
+    (STORAGE, "dagster._core.events", "ASSET_EVENTS", None),
+    (STORAGE, "dagster._core.events", "ASSET_CHECK_EVENTS", None),
+    (STORAGE, "dagster._core.storage.event_log", "SqlEventLogStorageTable.insert", ()),
+    (STORAGE, "dagster_postgres", "DagsterPostgresStorage.__init__", ("postgres_url", "should_autocreate_tables", "inst_data")),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.__init__", ("postgres_url", "should_autocreate_tables")),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.store_event", ("event",)),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage._event_to_row", ("event",)),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.get_records_for_run", None),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.has_asset_key_index_cols", ()),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.dispose", ()),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.__init__", ("postgres_url", "should_autocreate_tables")),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_run_stats_index_cols", ()),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_backfill_id_column", ()),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_job_snapshot", ("job_snapshot_id",)),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.get_job_snapshot", ("job_snapshot_id",)),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.get_execution_plan_snapshot", ("execution_plan_snapshot_id",)),
+    (RUNNER, "dagster._core.definitions.job_base", "InMemoryJob.__init__", ("job_def",)),
+    (
+        RUNNER,
+        "dagster._core.definitions.reconstruct",
+        "ReconstructableRepository.for_module",
+        ("module", "fn_name", "working_directory"),
+    ),
+    (RUNNER, "dagster._core.definitions.reconstruct", "ReconstructableJob.get_python_origin", ()),
+    (RUNNER, "dagster._core.errors", "DagsterRunAlreadyExists", None),
+    (RUNNER, "dagster._core.execution.api", "execute_run_iterator", ("job", "dagster_run", "instance")),
+    (RUNNER, "dagster._core.remote_origin", "ManagedGrpcPythonEnvCodeLocationOrigin", None),
+    (RUNNER, "dagster._core.remote_origin", "RemoteRepositoryOrigin.get_job_origin", ("job_name",)),
+    (RUNNER, "dagster._core.storage.tags", "PARENT_RUN_ID_TAG", None),
+    (RUNNER, "dagster._core.storage.tags", "ROOT_RUN_ID_TAG", None),
+    (RUNNER, "dagster._core.types.loadable_target_origin", "LoadableTargetOrigin", None),
+    (
+        RUNNER,
+        "dagster",
+        "DagsterInstance.create_run_for_job",
+        (
+            "job_def",
+            "run_id",
+            "run_config",
+            "tags",
+            "parent_run_id",
+            "root_run_id",
+            "remote_job_origin",
+            "job_code_origin",
+        ),
+    ),
+    (RUNNER, "dagster", "DagsterInstance.report_run_canceling", ("run", "message")),
+    (RUNNER, "dagster", "DagsterInstance.report_run_canceled", ("dagster_run", "message")),
+    (RUNNER, "dagster", "DagsterInstance.report_run_failed", ("dagster_run", "message")),
+    (INSTANCE, "dagster._core.instance.ref", "InstanceRef.from_dir", ("base_dir", "overrides")),
+    (INSTANCE, "dagster", "DagsterInstance.get_yaml_python_handlers", ()),
+    (INSTANCE, "dagster._core.storage.noop_compute_log_manager", "NoOpComputeLogManager", None),
+]
+
+
+@pytest.mark.parametrize(("user", "module", "path", "parameters"), USED, ids=[f"{m}.{p}" for _, m, p, _ in USED])
+def test_what_we_use_is_there(user: str, module: str, path: str, parameters: tuple[str, ...] | None) -> None:
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        assert hasattr(found, name), f"dagster has no {module}.{path} any more; dagster_project/{user} uses it"
+        found = getattr(found, name)
+    if parameters is None:
+        return
+    has = inspect.signature(found).parameters
+    missing = [p for p in parameters if p not in has]
+    assert not missing, f"{module}.{path} takes no {missing} any more (it takes {list(has)}); dagster_project/{user} passes it"
+
+
+def test_a_step_keeps_its_loop_where_the_executor_replaces_it() -> None:
+    from dagster._core.execution.context.system import PlanExecutionContext
+
+    source = inspect.getsource(PlanExecutionContext.event_loop.fget)  # type: ignore[arg-type]
+    assert "self._event_loop" in source, "executor.py sets _event_loop of a step, and Dagster no longer reads it"
+
+
+def test_async_ops_use_nothing_of_the_loop_but_run_until_complete() -> None:
+    from dagster._core.execution.plan import compute
+
+    used = {line.partition("event_loop.")[2].partition("(")[0] for line in inspect.getsource(compute).splitlines() if "event_loop." in line}
+    assert used == {"run_until_complete"}, f"executor.py offers run_until_complete only; Dagster now calls {used}"
+
+
+def test_silencing_the_yaml_handlers_is_enough_against_the_logging_deadlock() -> None:
+    """dictConfig() closes every handler of the process, and two runs that do it at once hang."""
+    with DagsterInstance.ephemeral() as instance:
+        instance.get_yaml_python_handlers = lambda: []  # type: ignore[method-assign]
+        assert len(instance.get_handlers()) == 1, "a run would set up more than Dagster's own event handler"
+
+
+def test_the_stores_of_the_instance_are_ours() -> None:
+    assert isinstance(inspect.getattr_static(DagsterInstance, "run_storage"), property), "runner.py takes its lock through run_storage"
+    assert "root_run_id" in inspect.signature(DagsterRun.__new__).parameters, "runner.py reads root_run_id of a run"

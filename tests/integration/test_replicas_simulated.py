@@ -1,0 +1,247 @@
+"""ServeReplicas against simulated replicas on a real Ray Serve."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import aclosing
+from itertools import pairwise
+from time import monotonic
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from serve_app.errors import BadRequest, NotFound, Overloaded, UpstreamFailed
+from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, ToolCallEvent, UsageEvent
+from serve_app.replicas.catalog import deployment_name
+from serve_app.replicas.client import ServeReplicas
+from serve_app.replicas.deployment import build_deployment
+from serve_app.settings import APP_NAME, ModelConfig, Settings, SimulatedConfig
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's and grpc's own
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its log files open
+]
+
+_HELLO = [{"role": "user", "content": "hello"}]
+
+
+def model(model_id: str, *, ongoing: int = 64, queued: int = 64, **pace: Any) -> ModelConfig:
+    return ModelConfig(
+        model_id=model_id,
+        engine="simulated",
+        num_cpus=0.1,
+        replicas=1,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=queued,
+        simulated=SimulatedConfig(**pace),
+    )
+
+
+SETTINGS = Settings(
+    config="simulated",
+    models=[
+        model("fast", ttft_ms=0, itl_ms=0, seed=1),
+        model("slow", ttft_ms=20, itl_ms=20, default_tokens=2000),
+        model("narrow", ongoing=1, queued=1, ttft_ms=0, itl_ms=50, default_tokens=200),
+        model("mortal", ttft_ms=0, itl_ms=50, default_tokens=200),
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    handles = {m.model_id: build_deployment(m, source_path="") for m in SETTINGS.models}
+    serve.run(serve.deployment(_Root).options(num_replicas=1).bind(handles), name=APP_NAME, route_prefix=None)
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+class _Root:
+    """Serve wants one deployment at the head of an application."""
+
+    def __init__(self, handles: dict[str, Any]) -> None:
+        self._handles = handles
+
+
+@pytest.fixture
+def replicas(cluster: None) -> ServeReplicas:
+    return ServeReplicas(SETTINGS)
+
+
+async def ask(replicas: ServeReplicas, model_id: str, **body: Any) -> list[EventBody]:
+    stream = replicas.stream(model_id, None, {"messages": _HELLO, **body}, request_id="r")
+    return [event async for event in stream]
+
+
+async def tokens(replicas: ServeReplicas, model_id: str, **body: Any) -> AsyncIterator[TokenEvent]:
+    async with aclosing(replicas.stream(model_id, None, {"messages": _HELLO, **body}, request_id="r")) as stream:  # type: ignore[type-var]
+        async for event in stream:
+            if isinstance(event, TokenEvent):
+                yield event
+
+
+async def busy(replicas: ServeReplicas, model_id: str) -> int:
+    return sum(row["running"] + row["waiting"] for row in await replicas.stats() if row["model"] == model_id)
+
+
+async def until_busy(replicas: ServeReplicas, model_id: str, count: int, timeout_s: float = 5) -> float:
+    """Wait until the replica works on `count` requests; the seconds it took."""
+    start = monotonic()
+    async with asyncio.timeout(timeout_s):
+        while True:
+            if await busy(replicas, model_id) == count:
+                return monotonic() - start
+            await asyncio.sleep(0.01)
+
+
+async def test_an_answer_comes_in_order_with_usage_and_one_end(replicas: ServeReplicas) -> None:
+    events = await ask(replicas, "fast", max_tokens=6)
+    assert isinstance(events[0], RoleEvent)
+    assert len([e for e in events if isinstance(e, TokenEvent)]) == 6
+    counted = [e.usage.completion_tokens for e in events if isinstance(e, UsageEvent)]
+    assert counted == [1, 2, 3, 4, 5, 6]
+    assert isinstance(events[-1], FinishedEvent)
+    assert events[-1].reason == "length"
+    assert sum(isinstance(e, FinishedEvent) for e in events) == 1
+
+
+async def test_the_same_request_gets_the_same_answer(replicas: ServeReplicas) -> None:
+    assert await ask(replicas, "fast") == await ask(replicas, "fast")
+
+
+async def test_several_choices_are_all_ended(replicas: ServeReplicas) -> None:
+    events = await ask(replicas, "fast", n=3, max_tokens=2)
+    assert isinstance(events[-1], FinishedEvent)
+    assert [end.index for end in events[-1].choices] == [0, 1, 2]
+    assert {e.index for e in events if isinstance(e, TokenEvent)} == {0, 1, 2}
+
+
+async def test_a_judge_answers_with_a_label(replicas: ServeReplicas) -> None:
+    events = await ask(replicas, "fast", structured_outputs={"choice": ["A", "B", "C"]})
+    assert "".join(e.text for e in events if isinstance(e, TokenEvent)) in ("A", "B", "C")
+
+
+async def test_a_forced_tool_call_arrives_whole(replicas: ServeReplicas) -> None:
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    events = await ask(replicas, "fast", tools=tools, tool_choice="required")
+    calls = [e for e in events if isinstance(e, ToolCallEvent)]
+    assert [(c.name, c.arguments) for c in calls] == [("search", "{}")]
+
+
+async def test_tokens_come_one_by_one(replicas: ServeReplicas) -> None:
+    times = [monotonic() async for _ in tokens(replicas, "slow", max_tokens=10)]
+    gaps = [after - before for before, after in pairwise(times)]
+    assert times[-1] - times[0] > 0.15
+    assert max(gaps) < 0.15  # 20 ms each; a clump would leave one gap with it all
+
+
+async def test_leaving_stops_the_replica(replicas: ServeReplicas) -> None:
+    async for _ in tokens(replicas, "slow"):
+        assert await busy(replicas, "slow") == 1
+        break
+    assert await until_busy(replicas, "slow", 0) < 1
+
+
+async def test_a_cancelled_caller_stops_the_replica(replicas: ServeReplicas) -> None:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(ask(replicas, "slow"))
+        await until_busy(replicas, "slow", 1)
+        task.cancel()
+    assert await until_busy(replicas, "slow", 0) < 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_completions_pass_through_and_stop(replicas: ServeReplicas, stream: bool) -> None:
+    body = {"prompt": "Once", "max_tokens": 3, "stream": stream}
+    chunks = [c async for c in replicas.completions("fast", None, body, request_id="r")]
+    assert len(chunks) == (3 if stream else 1)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    async with asyncio.TaskGroup() as group:
+        endless = replicas.completions("slow", None, {**body, "max_tokens": 2000}, request_id="r")
+        task = group.create_task(_drain(endless))
+        await until_busy(replicas, "slow", 1)
+        task.cancel()
+    assert await until_busy(replicas, "slow", 0) < 1
+
+
+async def _drain(stream: AsyncIterator[Any]) -> None:
+    async for _ in stream:
+        pass
+
+
+async def test_a_full_queue_is_overload_and_empties_again(replicas: ServeReplicas) -> None:
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(ask(replicas, "narrow"))
+        await until_busy(replicas, "narrow", 1)
+        # One of the two waits, the other finds the queue full; which, the router decides.
+        both = [group.create_task(_outcome(ask(replicas, "narrow", max_tokens=1))) for _ in range(2)]
+        done, waiting = await asyncio.wait(both, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        (refused,) = done
+        assert isinstance(refused.result(), Overloaded)
+        assert refused.result().retry_after_s > 0
+        first.cancel()
+    (served,) = waiting
+    assert isinstance(served.result(), list)
+    await until_busy(replicas, "narrow", 0)
+
+
+async def _outcome(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except Overloaded as error:
+        return error
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_tokens", -1), ("messages", []), ("temperature", -1)])
+async def test_a_refused_request_names_the_field(replicas: ServeReplicas, field: str, value: object) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await ask(replicas, "fast", **{field: value})
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize("model_id", ["unknown", "fast:adapter"])
+async def test_an_unknown_model_is_not_found(replicas: ServeReplicas, model_id: str) -> None:
+    base, _, adapter = model_id.partition(":")
+    with pytest.raises(NotFound, match="use one of: fast, slow"):
+        await anext(aiter(replicas.stream(base, adapter or None, {"messages": _HELLO}, request_id="r")))
+
+
+async def test_every_model_answers_and_reports(replicas: ServeReplicas) -> None:
+    assert await replicas.answers(10)
+    assert {row["model"] for row in await replicas.stats()} == {"fast", "slow", "narrow", "mortal"}
+
+
+async def test_a_model_that_is_not_deployed_does_not_answer(cluster: None) -> None:
+    settings = SETTINGS.model_copy(update={"models": [*SETTINGS.models, model("absent")]})
+    assert not await ServeReplicas(settings).answers(1)
+
+
+async def test_a_replica_that_dies_cuts_the_stream_with_an_error(replicas: ServeReplicas) -> None:
+    stream = tokens(replicas, "mortal")
+    await anext(stream)
+    _kill_replica_of("mortal")
+    with pytest.raises(UpstreamFailed, match="after"):
+        await _drain(stream)
+    async with asyncio.timeout(60):
+        while not await replicas.answers(5):  # Serve starts another
+            pass
+    assert await ask(replicas, "mortal", max_tokens=1)
+
+
+def _kill_replica_of(model_id: str) -> None:
+    names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if f"#{deployment_name(model_id)}#" in a["name"]]
+    assert names
+    for name in names:
+        ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+def test_the_client_imports_without_vllm_and_torch() -> None:
+    heavy = "{'vllm', 'torch', 'ray.llm'} & set(sys.modules)"
+    code = f"import sys, serve_app.replicas.client, serve_app.replicas.simulated; sys.exit(bool({heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
