@@ -46,7 +46,8 @@ class StopSwitch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lock = threading.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._begun: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # kept here, because the loop holds them weakly
         self.stopped = threading.Event()
         self.wake: queue.SimpleQueue[Any] | None = None
 
@@ -71,21 +72,24 @@ class StopSwitch:
             raise StepCancelled from None
 
     def _cancel_tasks(self) -> None:
-        for task in self._tasks:
+        for task in self._begun:
             task.cancel()
 
     def _start(self, awaitable: Awaitable[T], done: "concurrent.futures.Future[T]") -> None:
         async def body() -> T:
+            # A task cancelled before it begins would leave the op's coroutine never awaited: begin it, then cancel.
+            self._begun.add(task)
+            if self.stopped.is_set():
+                task.cancel()
             return await awaitable
 
         task = self._loop.create_task(body())
         self._tasks.add(task)
-        if self.stopped.is_set():
-            task.cancel()
         task.add_done_callback(lambda ended: self._finish(ended, done))
 
     def _finish(self, task: "asyncio.Task[T]", done: "concurrent.futures.Future[T]") -> None:
         self._tasks.discard(task)
+        self._begun.discard(task)
         if task.cancelled():
             done.set_exception(concurrent.futures.CancelledError())
         elif (error := task.exception()) is not None:

@@ -110,12 +110,23 @@ class PullLoop:
             if retry_s is None:
                 await delivery.done()
             elif delivery.last:
-                logger.error("run given up: it was delivered for the last time", delivery=delivery.delivery_count)
+                await self._give_up(delivery)
                 await delivery.reject()
             else:
                 await delivery.retry(retry_s)
         except Unavailable as error:
             logger.warning("the queue did not confirm the end of a delivery; it may come again", error=error.message)
+
+    async def _give_up(self, delivery: Delivery) -> None:
+        """The last delivery came to nothing: tell whoever waits."""
+        run = delivery.run
+        logger.error("run given up: it was delivered for the last time", delivery=delivery.delivery_count)
+        why = Unavailable(f"the debate could not be finished in {delivery.delivery_count} tries; retry")
+        try:
+            publisher = await self._bus.open_run(run.trace_id, resume=True)
+            await settle(self._store, publisher, run, failed(why, Usage()))
+        except AifactoryError as error:
+            logger.error("and that could not be recorded", error=error.message)
 
     async def _work(self, delivery: Delivery) -> float | None:
         """Execute and settle a run. Returns None when it has ended, else after how many seconds to try again."""

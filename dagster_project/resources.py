@@ -2,16 +2,18 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass, field
 
 from dagster import ResourceDefinition
 
 from dagster_project.debate import DebateSpec, total_usage
 from serve_app.errors import AifactoryError
-from serve_app.events import EventBody, RunEvent, Usage
+from serve_app.events import EventBody, RunEvent, TokenEvent, Usage
 from serve_app.lifecycle.settle import settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
 from serve_app.runs import Outcome, Run
+from serve_app.telemetry import observe
 
 
 @dataclass
@@ -28,11 +30,15 @@ class DebateRun:
     stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
     error: AifactoryError | None = None  # why the debate itself failed
     _tasks_done: int = 0
+    _spoke: bool = False
     _usage: dict[str, Usage] = field(default_factory=dict)
     _settling: "asyncio.Task[bool] | None" = None
 
     async def emit(self, body: EventBody) -> RunEvent:
         """Publish one event of the run."""
+        if not self._spoke and isinstance(body, TokenEvent):
+            self._spoke = True
+            observe("aifactory_time_to_first_token_seconds", max(0.0, time.time() - self.run.started), route="workflow")
         return await self.publisher.emit(body)
 
     def task_done(self) -> int:

@@ -76,7 +76,7 @@ class _Memory:
 class GroupCommitEventLog(PostgresEventLogStorage):
     """Writes events behind, in order, many in one statement. Ends of runs and asset events wait for all before them.
 
-    An event that could not be written is reported at the next flush, so a run never ends well with a torn log.
+    An event that could not be written is reported when its run ends, so a run never ends well with a torn log.
     """
 
     def __init__(self, postgres_url: str, engine: sqlalchemy.Engine) -> None:
@@ -85,9 +85,9 @@ class GroupCommitEventLog(PostgresEventLogStorage):
         self._memory = _Memory()
         self._changed = threading.Condition()
         self._waiting: list[EventLogEntry] = []
-        self._writing = False
+        self._taken = self._written = 0  # events so far
         self._closed = False
-        self._error: Exception | None = None
+        self._torn: OrderedDict[str, Exception] = OrderedDict()  # what a run's events were lost to
         self._writer = threading.Thread(target=self._write_behind, daemon=True, name="dagster-events")
         self._writer.start()
 
@@ -95,22 +95,25 @@ class GroupCommitEventLog(PostgresEventLogStorage):
         kind = event.dagster_event_type if event.is_dagster_event else None
         if self._closed or kind in _ENDS or kind in ASSET_EVENTS or kind in ASSET_CHECK_EVENTS:
             self.flush()
+            with self._changed:
+                lost = self._torn.pop(event.run_id, None)
+            if lost is not None:
+                raise lost
             super().store_event(event)
             return
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._waiting) < _BUFFER_EVENTS, _WAIT_S):
                 raise TimeoutError(f"Dagster's event log took no event for {_WAIT_S:.0f} s: is Postgres away?")
             self._waiting.append(event)
+            self._taken += 1
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all events so far are in Postgres. Raises what kept one from getting there, or TimeoutError."""
+        """Wait until the events taken so far are in Postgres, or were given up. Raises TimeoutError."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._waiting and not self._writing, _WAIT_S):
+            upto = self._taken
+            if not self._changed.wait_for(lambda: self._written >= upto, _WAIT_S):
                 raise TimeoutError(f"Dagster's event log was not written within {_WAIT_S:.0f} s: is Postgres away?")
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
 
     def get_records_for_run(self, *args: Any, **kwargs: Any) -> Any:
         self.flush()
@@ -136,12 +139,15 @@ class GroupCommitEventLog(PostgresEventLogStorage):
                 self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
                 if not self._waiting:
                     return
-                batch, self._waiting, self._writing = self._waiting, [], True
+                batch, self._waiting = self._waiting, []
                 self._changed.notify_all()
             error = self._write(batch)
             with self._changed:
-                self._writing = False
-                self._error = self._error or error
+                self._written += len(batch)
+                if error is not None:
+                    self._torn.update((event.run_id, error) for event in batch)
+                    while len(self._torn) > _REMEMBERED:
+                        self._torn.popitem(last=False)
                 self._changed.notify_all()
 
     def _write(self, batch: list[EventLogEntry]) -> Exception | None:
@@ -153,7 +159,7 @@ class GroupCommitEventLog(PostgresEventLogStorage):
                 rows = [self._event_to_row(event) for event in batch]
                 with self._engine.begin() as connection:
                     connection.execute(SqlEventLogStorageTable.insert(), rows)
-            except Exception as failure:  # noqa: BLE001 - kept, logged below and raised by the next flush
+            except Exception as failure:  # noqa: BLE001 - kept, logged below and raised at the end of each run concerned
                 error = failure
             else:
                 return None

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -68,7 +68,8 @@ def up(
         except KeyboardInterrupt:
             # Stack.up has ended what it started; after it, that is ours to do.
             if started_here and (left := load_state(state_dir)) is not None:
-                progress.note("  interrupted, ending what was started …")
+                with suppress(OSError):  # the terminal may be gone
+                    progress.note("  interrupted, ending what was started …")
                 tear_down(state_dir, left)
             raise
 
@@ -137,8 +138,11 @@ def doctor(config: ConfigOption = None) -> None:
     """Look at versions, ports, disk, model files and connections; name a cure for each fault."""
     settings = _settings(config)
     state = load_state(settings.state_dir.resolve())
+    alive = running(state)
+    if state is not None and alive and config is None:
+        settings = client.stack_settings(state)
     faults = 0
-    for finding in examine(settings, state, running(state)):
+    for finding in examine(settings, state, alive):
         sign = "[green]ok  [/]" if finding.cure is None else ("[red]FAIL[/]" if finding.fatal else "[yellow]note[/]")
         console.print(sign, end=" ")
         console.print(f"{finding.what}: {finding.found}", highlight=False, markup=False, soft_wrap=True)

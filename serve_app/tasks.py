@@ -1,6 +1,7 @@
 """Background tasks with an owner: nothing runs that nobody ends."""
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
@@ -18,11 +19,15 @@ class TaskOwner:
         return len(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Run `work` until it ends or the owner closes. Raises RuntimeError after close()."""
+        """Run `work` until it ends or the owner closes. Raises RuntimeError after close().
+
+        The task starts in an empty context: Ray Serve notes the current request in a context variable and, when that
+        request's client leaves, cancels every replica call made under it, also those that others still read.
+        """
         if self._closed:
             work.close()
             raise RuntimeError(f"cannot start {name}: its owner is closed")
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -49,7 +49,10 @@ def _to_json(message: "Message") -> None:
         kind, value, _ = record["exception"]
         line["error"] = f"{kind.__name__ if kind else 'error'}: {value}"
         line["traceback"] = str(record["exception"].traceback and message).partition("\n")[2][-4000:]
-    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    # The process's own stderr, which Ray keeps per worker: Serve replaces sys.stderr with a logger that buffers.
+    stream = sys.__stderr__ or sys.stderr
+    stream.write(json.dumps(line, default=str) + "\n")
+    stream.flush()
 
 
 def configure_logging(level: str = "INFO", **context: str) -> None:

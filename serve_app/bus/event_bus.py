@@ -112,16 +112,16 @@ class NatsEventBus:
 
     async def _log_to_resume(self, trace_id: str) -> RunLog:
         known = self._logs.find(trace_id)
-        if known is not None:
-            return known
         if self._logs.ended_here(trace_id):
-            return RunLog(trace_id, finished=True)
+            return known or RunLog(trace_id, finished=True)
         last = await self._history.last(trace_id) if self._history is not None else None
-        if last is None:
-            return self._logs.open(trace_id)
-        if isinstance(last.body, FinishedEvent):
+        if known is not None and (last is None or last.seq < known.next_seq):
+            return known
+        # Ours is out of date: another process went on with the run meanwhile.
+        self._logs.forget(trace_id)
+        if last is not None and isinstance(last.body, FinishedEvent):
             return RunLog(trace_id, last.seq + 1, finished=True)
-        return self._logs.open(trace_id, last.seq + 1)
+        return self._logs.open(trace_id, 0 if last is None else last.seq + 1)
 
 
 class _Sender:

@@ -20,6 +20,8 @@ class RunLog:
         self.trace_id = trace_id
         self.base = base
         self.finished_at: float | None = time.monotonic() if finished else None
+        self.last_used = time.monotonic()
+        self._abandoned = False
         self._events: list[RunEvent] = []
         self._changed = asyncio.Event()
 
@@ -38,19 +40,30 @@ class RunLog:
         """Number the body and keep it. Raises ValueError after `finished`."""
         if self.finished_at is not None:
             raise ValueError(f"run {self.trace_id} has finished; it cannot publish another {body.type!r} event")
+        if self._abandoned:
+            raise ValueError(f"run {self.trace_id} goes on elsewhere; open it again with resume=True")
         event = RunEvent(self.trace_id, self.next_seq, body)
+        self.last_used = time.monotonic()
         self._events.append(event)
         if isinstance(body, FinishedEvent):
             self.finished_at = time.monotonic()
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._wake_readers()
         return event
+
+    def abandon(self) -> None:
+        """No event comes any more, though the run has not finished."""
+        self._abandoned = True
+        self._wake_readers()
 
     def forget_before(self, seq: int) -> None:
         """Drop the events below `seq`."""
         dropped = max(0, min(seq, self.next_seq) - self.base)
         del self._events[:dropped]
         self.base += dropped
+
+    def _wake_readers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def read(self, after: int, *, slack: int, silence_s: float) -> AsyncGenerator[RunEvent, None]:
         """Events with seq > `after`, up to `finished`.
@@ -73,6 +86,8 @@ class RunLog:
                 changed = self._changed
             if self.finished_at is not None:
                 return
+            if self._abandoned:
+                raise Unavailable(f"run {self.trace_id} goes on in another process; read on after the last event you got")
             try:
                 async with asyncio.timeout(silence_s):
                     await changed.wait()
@@ -84,12 +99,19 @@ class RunLogs:
     """The logs of this process, bounded: finished runs go first, then the oldest events of the run that grows."""
 
     def __init__(
-        self, *, max_runs: int = 4096, max_events: int = 200_000, max_run_events: int = 65_536, keep_s: float = 60
+        self,
+        *,
+        max_runs: int = 4096,
+        max_events: int = 200_000,
+        max_run_events: int = 65_536,
+        keep_s: float = 60,
+        abandoned_s: float = 3600,
     ) -> None:
         self._max_runs = max_runs
         self._max_events = max_events
         self._max_run_events = max_run_events
         self._keep_s = keep_s
+        self._abandoned_s = abandoned_s
         self._open: dict[str, RunLog] = {}
         self._finished: OrderedDict[str, RunLog] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -108,7 +130,7 @@ class RunLogs:
         """A new log. Raises ValueError for a known run, Overloaded when too many are open."""
         if self.find(trace_id) is not None or self.ended_here(trace_id):
             raise ValueError(f"run {trace_id} is known in this process already; open it with resume=True, or use a new trace_id")
-        if len(self._open) >= self._max_runs:
+        if len(self._open) >= self._max_runs and not self._forget_abandoned():
             raise Overloaded(f"{self._max_runs} runs are open in this process; retry later")
         log = RunLog(trace_id, base)
         self._open[trace_id] = log
@@ -136,6 +158,21 @@ class RunLogs:
             log.forget_before(log.base + self._total - self._max_events)
             self._total -= before - log.size
         return event
+
+    def forget(self, trace_id: str) -> None:
+        """Drop the log of a run that goes on elsewhere. Readers that are on it end with an error."""
+        log = self._open.pop(trace_id, None)
+        if log is not None:
+            self._total -= log.size
+            log.abandon()
+
+    def _forget_abandoned(self) -> bool:
+        # A handler that failed leaves its run open here while another worker finishes it.
+        oldest_allowed = time.monotonic() - self._abandoned_s
+        abandoned = [name for name, log in self._open.items() if log.last_used < oldest_allowed]
+        for trace_id in abandoned:
+            self.forget(trace_id)
+        return bool(abandoned)
 
     def _expire(self) -> None:
         oldest_allowed = time.monotonic() - self._keep_s

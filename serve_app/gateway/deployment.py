@@ -49,7 +49,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
-        return build_http_app(self._state, lifespan=self._lifespan)
+        return build_http_app(self._state, lifespan=self._lifespan, echo_request_id=False)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over changed live settings; requests in flight keep the old ones. Raises ValueError for a wrong one."""

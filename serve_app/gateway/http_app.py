@@ -42,15 +42,21 @@ class GatewayState:
 
 
 def build_http_app(
-    state: GatewayState, *, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+    state: GatewayState,
+    *,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    echo_request_id: bool = True,
 ) -> FastAPI:
-    """The application around `state`; `lifespan` closes what the state holds."""
+    """The application around `state`; `lifespan` closes what the state holds.
+
+    `echo_request_id` false: the server around the application answers with x-request-id itself (Ray Serve does).
+    """
     from serve_app.gateway.routes import router
 
     app = FastAPI(title="aifactory", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.gateway = state
     app.include_router(router)
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(RequestMiddleware, echo=echo_request_id)
     app.add_exception_handler(AifactoryError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
@@ -89,8 +95,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 class RequestMiddleware:
     """Gives every exchange its x-request-id, counts it, and turns a bug into a clean 500."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, echo: bool) -> None:
         self._app = app
+        self._echo = echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,7 +118,8 @@ class RequestMiddleware:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
+                if self._echo:
+                    message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
             await send(message)
 
         begun = time.monotonic()

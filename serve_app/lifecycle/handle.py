@@ -124,7 +124,8 @@ class Lifecycle:
             run = admitted.run
             if answer is None and run.route == "workflow":
                 # A worker publishes it: be there before the first event.
-                events = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
+                remote = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
+                events = self._noting_the_end(remote)
                 await self._start_workflow(admitted)
             else:
                 publisher = await self.bus.open_run(run.trace_id)
@@ -158,6 +159,13 @@ class Lifecycle:
         except BaseException:
             self.local_runs.remove(trace_id)
             raise
+
+    async def _noting_the_end(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
+        """Forget the run once it has finished: a reader that leaves after the end stops nothing."""
+        async for event in events:
+            if isinstance(event.body, FinishedEvent):
+                self.local_runs.remove(event.trace_id)
+            yield event
 
     async def _settle_cached(self, admitted: Execute, publisher: RunPublisher, answer: Answer) -> None:
         """A claimed run that the cache answers: recorded like any other, but the entry is not copied under a new name."""

@@ -61,8 +61,15 @@ class LocalRuns:
             yield
         finally:
             entry.readers -= 1
-            if entry.readers == 0 and not entry.run.keyed and self._entries.get(trace_id) is entry:
-                self.stop(trace_id, "the client left")
+            if entry.readers == 0 and self._entries.get(trace_id) is entry:
+                self._abandoned(entry)
+
+    def _abandoned(self, entry: _Entry) -> None:
+        if not entry.run.keyed:
+            self.stop(entry.run.trace_id, "the client left")
+        elif entry.run.route == "workflow":
+            # It goes on at its worker, and ends there; nothing here would tell us.
+            self.remove(entry.run.trace_id)
 
     def leased(self) -> list[str]:
         """Names of the recorded runs that this process itself executes and so must keep alive in the log."""

@@ -25,6 +25,8 @@ def show_debate(console: Console, pieces: Iterable[Piece]) -> str:
             else:
                 answer += piece.text
             live.update(_columns(console, drafts, winner))
+    if not console.is_terminal:
+        console.line()  # on a terminal the live display has ended its last line itself
     console.print(Panel(Text(answer), title=f"answer ({winner})" if winner else "answer", border_style="green"))
     return answer
 

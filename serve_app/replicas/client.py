@@ -158,7 +158,10 @@ class _ReplicaStream:
         """Abort the call unless it ran to its end."""
         if not self._ended:
             self._ended = True
-            self._response.cancel()
+            try:
+                self._response.cancel()
+            except (RayError, RayServeException) as error:  # it has failed already, so there is nothing to abort
+                logger.debug("nothing to abort at {}: {}", self._model_id, error)
 
     async def _next(self) -> Any:
         try:
@@ -170,6 +173,7 @@ class _ReplicaStream:
         except TimeoutError as error:
             raise UpstreamFailed(f"the replica of {self._model_id} was silent for {self._silence_s:g} s") from error
         except (RayError, RayServeException) as error:
+            self._ended = True
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> AifactoryError:

@@ -28,9 +28,11 @@ async def submit_when_heard(queue: Any, run: Run) -> None:
     async with asyncio.timeout(5):
         while True:
             try:
-                return await queue.submit(run)
+                await queue.submit(run)
             except Unavailable:
                 await asyncio.sleep(0.01)
+            else:
+                return
 
 
 async def test_a_run_goes_to_one_worker(stage: Stage) -> None:

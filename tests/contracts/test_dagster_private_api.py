@@ -125,14 +125,15 @@ def test_what_we_use_is_there(user: str, module: str, path: str, parameters: tup
 def test_a_step_keeps_its_loop_where_the_executor_replaces_it() -> None:
     from dagster._core.execution.context.system import PlanExecutionContext
 
-    source = inspect.getsource(PlanExecutionContext.event_loop.fget)  # type: ignore[arg-type]
+    source = inspect.getsource(inspect.getattr_static(PlanExecutionContext, "event_loop").fget)
     assert "self._event_loop" in source, "executor.py sets _event_loop of a step, and Dagster no longer reads it"
 
 
 def test_async_ops_use_nothing_of_the_loop_but_run_until_complete() -> None:
     from dagster._core.execution.plan import compute
 
-    used = {line.partition("event_loop.")[2].partition("(")[0] for line in inspect.getsource(compute).splitlines() if "event_loop." in line}
+    lines = inspect.getsource(compute).splitlines()
+    used = {line.partition("event_loop.")[2].partition("(")[0] for line in lines if "event_loop." in line}
     assert used == {"run_until_complete"}, f"executor.py offers run_until_complete only; Dagster now calls {used}"
 
 
@@ -144,5 +145,6 @@ def test_silencing_the_yaml_handlers_is_enough_against_the_logging_deadlock() ->
 
 
 def test_the_stores_of_the_instance_are_ours() -> None:
-    assert isinstance(inspect.getattr_static(DagsterInstance, "run_storage"), property), "runner.py takes its lock through run_storage"
+    run_storage = inspect.getattr_static(DagsterInstance, "run_storage")
+    assert isinstance(run_storage, property), "runner.py takes its lock through run_storage"
     assert "root_run_id" in inspect.signature(DagsterRun.__new__).parameters, "runner.py reads root_run_id of a run"

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from serve_app.errors import Overloaded, UpstreamFailed
+from serve_app.events import FinishedEvent, TokenEvent
 from serve_app.runs import RunStatus
 from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway, until
 
@@ -275,3 +276,28 @@ async def _ended(gateway: GatewayUnderTest, trace_id: str) -> Any:
             if row is not None and row.status.terminal:
                 return row
             await asyncio.sleep(0.005)
+
+
+async def test_workflow_run_is_forgotten_when_it_ends_and_cancelled_when_its_reader_leaves(
+    http: httpx.AsyncClient, gateway: GatewayUnderTest
+) -> None:
+    cancelled: list[str] = []
+    await gateway.bus.on_cancel(lambda trace_id, _: cancelled.append(trace_id))
+    ask = {**ASK, "x_route": "workflow"}
+    async with gateway.queue.deliveries(limit=2) as deliveries, asyncio.TaskGroup() as group:
+        whole = group.create_task(http.post("/v1/chat/completions", json=ask))
+        delivery = await anext(deliveries)
+        publisher = await gateway.bus.open_run(delivery.run.trace_id)
+        await publisher.emit(TokenEvent(text="draft", task="A"))
+        await publisher.emit(TokenEvent(text="the answer"))
+        await publisher.emit(FinishedEvent(reason="stop", winner="m"))
+        await delivery.done()
+        assert (await whole).json()["choices"][0]["message"]["content"] == "the answer"
+        assert len(gateway.lifecycle.local_runs) == 0
+        assert cancelled == []
+
+        leaving = group.create_task(_ask_and_stay(http, {**ask, "seed": 1}))
+        left = await anext(deliveries)
+        leaving.cancel()
+        await until(lambda: cancelled == [left.run.trace_id])
+        assert len(gateway.lifecycle.local_runs) == 0

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing
 from itertools import pairwise
 from time import monotonic
@@ -79,8 +79,8 @@ async def ask(replicas: ServeReplicas, model_id: str, **body: Any) -> list[Event
     return [event async for event in stream]
 
 
-async def tokens(replicas: ServeReplicas, model_id: str, **body: Any) -> AsyncIterator[TokenEvent]:
-    async with aclosing(replicas.stream(model_id, None, {"messages": _HELLO, **body}, request_id="r")) as stream:  # type: ignore[type-var]
+async def tokens(replicas: ServeReplicas, model_id: str, **body: Any) -> AsyncGenerator[TokenEvent, None]:
+    async with aclosing(replicas.stream(model_id, None, {"messages": _HELLO, **body}, request_id="r")) as stream:
         async for event in stream:
             if isinstance(event, TokenEvent):
                 yield event

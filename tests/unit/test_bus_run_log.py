@@ -82,3 +82,16 @@ async def test_a_publisher_in_a_hurry_lets_its_readers_run() -> None:
             await publisher.emit(TOKEN)
         await publisher.emit(END)
     assert seen == list(range(5001))
+
+
+async def test_a_run_that_goes_on_elsewhere_ends_its_readers_and_its_publisher() -> None:
+    logs = RunLogs(max_runs=1, abandoned_s=0)
+    log = logs.open("a")
+    logs.append(log, TOKEN)
+    reader = log.read(-1, slack=10, silence_s=5)
+    assert (await anext(reader)).seq == 0
+    logs.open("b")  # makes room: nothing happened on the first for abandoned_s
+    with pytest.raises(Unavailable, match="another process"):
+        await anext(reader)
+    with pytest.raises(ValueError, match="resume=True"):
+        logs.append(log, TOKEN)

@@ -81,7 +81,11 @@ def test_a_long_answer_does_not_burst_the_judges_context() -> None:
 
 
 def test_the_question_of_a_conversation_says_who_said_what() -> None:
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": [{"type": "text", "text": "Why"}]}]
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": [{"type": "text", "text": "Why"}]},
+    ]
     assert question_text(turns) == "user: Hi\nassistant: Yes?\nuser: Why"
     assert question_text([{"role": "system", "content": "s"}, turns[0]]) == "Hi"
 
@@ -123,15 +127,23 @@ def test_candidates_stand_in_the_order_of_the_specification() -> None:
     assert [d.task for d in candidates(SPEC, ALL[::-1])] == ["A", "B", "C"]
 
 
-@pytest.mark.parametrize(("reply", "vote"), [("B", "B"), (" B.\n", "B"), ("(A)", "A"), ("Both are fine", None), ("D", None), ("", None)])
+VOTES = [("B", "B"), (" B.\n", "B"), ("(A)", "A"), ("Both are fine", None), ("D", None), ("", None)]
+SHORT = [
+    ("Paris.", "paris"),
+    ("The answer is: **Paris**!", "paris"),
+    ("3.5 m", "3.5 m"),
+    ("-4", "-4"),
+    ("", None),
+    ("word " * 40, None),
+]
+
+
+@pytest.mark.parametrize(("reply", "vote"), VOTES)
 def test_a_vote_is_a_label_or_nothing(reply: str, vote: str | None) -> None:
     assert read_vote(reply, ["A", "B"]) == vote
 
 
-@pytest.mark.parametrize(
-    ("text", "canonical"),
-    [("Paris.", "paris"), ("The answer is: **Paris**!", "paris"), ("3.5 m", "3.5 m"), ("-4", "-4"), ("", None), ("word " * 40, None)],
-)
+@pytest.mark.parametrize(("text", "canonical"), SHORT)
 def test_short_answers_compare_by_what_they_say(text: str, canonical: str | None) -> None:
     assert short_answer(text) == canonical
 

@@ -1,7 +1,7 @@
 """What a simulated replica says: the same for the same request, within the request's limits."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +10,7 @@ from serve_app.replicas.simulated_request import read_chat, read_completion
 from serve_app.replicas.simulated_text import Script, pieces_of, write
 from serve_app.settings import SimulatedConfig
 
+WRONG_PROMPTS: tuple[Any, ...] = (None, "", [], 5, [""], [{}])
 CONFIG = SimulatedConfig(seed=1, default_tokens=12)
 
 
@@ -98,7 +99,7 @@ def test_a_forced_tool_is_called() -> None:
 )
 def test_a_wrong_field_is_named(field: str, value: object) -> None:
     with pytest.raises(BadRequest) as caught:
-        say(**{field: value})
+        say(**{field: cast(Any, value)})
     assert caught.value.param == field
 
 
@@ -106,6 +107,6 @@ def test_prompts_of_a_completion() -> None:
     assert [ask.prompt for ask in read_completion({"prompt": ["a", "b"]})] == ["a", "b"]
     assert len(read_completion({"prompt": [1, 2, 3]})) == 1
     assert len(read_completion({"prompt": [[1, 2], [3]]})) == 2
-    for wrong in (None, "", [], 5, [""], [{}]):
+    for wrong in WRONG_PROMPTS:
         with pytest.raises(BadRequest):
             read_completion({"prompt": wrong})

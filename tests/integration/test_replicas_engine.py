@@ -1,0 +1,213 @@
+"""ServeReplicas against a real vLLM engine on CPU with the default model."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from itertools import pairwise
+from time import monotonic
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from serve_app.errors import BadRequest, NotFound
+from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, UsageEvent
+from serve_app.local.model import resolve_model
+from serve_app.replicas.client import ServeReplicas
+from serve_app.replicas.deployment import build_deployment
+from serve_app.settings import APP_NAME, AdapterConfig, Settings
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(600),  # converting the model and starting the engine
+    pytest.mark.filterwarnings("ignore"),  # vLLM, transformers and torch warn of many things of their own
+]
+
+_FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+_TOOL = {
+    "type": "function",
+    "function": {"name": "search", "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}},
+}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    adapters = tmp_path_factory.mktemp("adapters")
+    (adapters / "too-large").mkdir()
+    (adapters / "too-large" / "adapter_config.json").write_text(json.dumps({"r": 64}))
+    local = Settings(config="local")
+    model = local.models[0].model_copy(update={"adapters": AdapterConfig(directory=str(adapters))})
+    return local.model_copy(update={"models": [model]})
+
+
+@pytest.fixture(scope="module")
+def cluster(settings: Settings, model_folder: str) -> Iterator[None]:
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    serve.run(build_deployment(settings.models[0], source_path=model_folder), name=APP_NAME, route_prefix=None)
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model_folder(settings: Settings, request: pytest.FixtureRequest) -> str:
+    assert request.config.cache
+    folder = request.config.cache.mkdir("models")  # converting takes a while; pytest keeps it for the next run
+    return resolve_model(settings.models[0].source or "", folder, folder / "convert.log")
+
+
+@pytest.fixture
+def replicas(cluster: None, settings: Settings) -> ServeReplicas:
+    return ServeReplicas(settings)
+
+
+async def ask(replicas: ServeReplicas, adapter: str | None = None, **body: Any) -> list[EventBody]:
+    asked = {"messages": _FRANCE, "temperature": 0, "max_tokens": 12, **body}
+    return [event async for event in replicas.stream("smollm2-135m", adapter, asked, request_id="r")]
+
+
+def text(events: list[EventBody], index: int = 0) -> str:
+    return "".join(e.text for e in events if isinstance(e, TokenEvent) and e.index == index)
+
+
+def end(events: list[EventBody]) -> FinishedEvent:
+    assert isinstance(events[-1], FinishedEvent)
+    return events[-1]
+
+
+async def until_idle(replicas: ServeReplicas) -> float:
+    """Seconds until the engine works on nothing."""
+    start = monotonic()
+    async with asyncio.timeout(10):
+        while True:
+            (row,) = await replicas.stats()
+            if row["running"] + row["waiting"] == 0:
+                return monotonic() - start
+            await asyncio.sleep(0.01)
+
+
+async def until_busy(replicas: ServeReplicas) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            (row,) = await replicas.stats()
+            if row["running"] + row["waiting"]:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_the_capital_of_france(replicas: ServeReplicas) -> None:
+    assert await replicas.answers(30)
+    events = await ask(replicas)
+    assert isinstance(events[0], RoleEvent)
+    assert "Paris" in text(events)
+    assert end(events).reason == "stop"
+    usage = [e.usage for e in events if isinstance(e, UsageEvent)]
+    assert usage[0].completion_tokens == 0
+    assert usage[-1].completion_tokens >= 6
+    assert usage[-1].total_tokens == usage[-1].prompt_tokens + usage[-1].completion_tokens
+
+
+async def test_tokens_come_one_by_one(replicas: ServeReplicas) -> None:
+    counts, times = [], []
+    story = [{"role": "user", "content": "Write a long story about a dog."}]
+    async with aclosing(_stream(replicas, messages=story, max_tokens=20, temperature=0)) as stream:
+        async for event in stream:
+            if isinstance(event, UsageEvent):
+                counts.append(event.usage.completion_tokens)
+                times.append(monotonic())
+    assert counts[-1] == 20
+    # The engine joins tokens only when it is read too slowly, as on a machine that is busy with something else.
+    assert sum(later - earlier == 1 for earlier, later in pairwise(counts)) >= 16
+    assert sum(later - earlier < 0.0005 for earlier, later in pairwise(times)) <= 3
+
+
+async def _stream(replicas: ServeReplicas, **body: Any) -> AsyncGenerator[EventBody, None]:
+    asked = {"messages": _FRANCE, **body}
+    async with aclosing(replicas.stream("smollm2-135m", None, asked, request_id="r")) as stream:
+        async for event in stream:
+            yield event
+
+
+async def test_logprobs_choices_and_stops(replicas: ServeReplicas) -> None:
+    events = await ask(replicas, logprobs=True, top_logprobs=2, max_tokens=2)
+    first = next(e for e in events if isinstance(e, TokenEvent))
+    assert first.logprobs
+    assert len(first.logprobs["content"][0]["top_logprobs"]) == 2
+    events = await ask(replicas, n=2, max_tokens=3, temperature=1, seed=1)
+    assert [choice.index for choice in end(events).choices] == [0, 1]
+    events = await ask(replicas, stop=[" is"])
+    assert text(events) == "The capital of France"
+    assert end(events).choices[0].stop_reason == " is"
+
+
+async def test_structured_outputs_bind_the_model(replicas: ServeReplicas) -> None:
+    assert text(await ask(replicas, structured_outputs={"choice": ["A", "B", "C"]})) in ("A", "B", "C")
+
+
+async def test_tools_are_accepted_and_can_be_required(replicas: ServeReplicas) -> None:
+    assert "Paris" in text(await ask(replicas, tools=[_TOOL]))
+    events = await ask(replicas, tools=[_TOOL], tool_choice="required", max_tokens=64)
+    names = [e.name for e in events if e.type == "tool_call" and e.name]
+    assert names == ["search"]
+
+
+async def test_what_vllm_cannot_stream_comes_whole(replicas: ServeReplicas) -> None:
+    events = await ask(replicas, prompt_logprobs=1, max_tokens=4)
+    assert text(events) == "The capital of France"
+    extra = end(events).extra
+    assert extra
+    assert len(extra["prompt_logprobs"]) > 10
+    assert end(await ask(replicas, use_beam_search=True, n=2, max_tokens=2)).choices[1].index == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"max_tokens": 100_000}, "max_tokens"),
+    ],
+)
+async def test_a_wrong_request_names_the_field(replicas: ServeReplicas, body: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await ask(replicas, **body)
+    assert caught.value.param == param
+
+
+async def test_adapters_are_checked_before_the_engine_sees_them(replicas: ServeReplicas) -> None:
+    with pytest.raises(NotFound, match="smollm2-135m:too-large"):
+        await ask(replicas, adapter="absent")
+    with pytest.raises(BadRequest, match="rank 64"):
+        await ask(replicas, adapter="too-large")
+    assert "Paris" in text(await ask(replicas))
+
+
+@pytest.mark.parametrize("further", [{}, {"prompt_logprobs": 1}], ids=["stream", "whole"])
+async def test_a_cancelled_caller_frees_the_engine(replicas: ServeReplicas, further: dict[str, Any]) -> None:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(ask(replicas, max_tokens=1500, ignore_eos=True, **further))
+        await until_busy(replicas)
+        task.cancel()
+    assert await until_idle(replicas) < 1
+
+
+async def test_leaving_in_mid_stream_frees_the_engine(replicas: ServeReplicas) -> None:
+    async with aclosing(_stream(replicas, max_tokens=1500, ignore_eos=True)) as stream:
+        async for event in stream:
+            if isinstance(event, TokenEvent):
+                break
+    assert await until_idle(replicas) < 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_completions(replicas: ServeReplicas, stream: bool) -> None:
+    body = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 3, "stream": stream}
+    chunks = [c async for c in replicas.completions("smollm2-135m", None, body, request_id="r")]
+    assert "Paris" in "".join(c["choices"][0]["text"] for c in chunks)
+    assert len(chunks) == (3 if stream else 1)
+    with pytest.raises(BadRequest):
+        await anext(aiter(replicas.completions("smollm2-135m", None, {"prompt": ""}, request_id="r")))
