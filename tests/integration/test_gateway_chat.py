@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -284,7 +285,7 @@ async def test_workflow_run_is_forgotten_when_it_ends_and_cancelled_when_its_rea
     cancelled: list[str] = []
     await gateway.bus.on_cancel(lambda trace_id, _: cancelled.append(trace_id))
     ask = {**ASK, "x_route": "workflow"}
-    async with gateway.queue.deliveries(limit=2) as deliveries, asyncio.TaskGroup() as group:
+    async with aclosing(gateway.queue.deliveries(limit=2)) as deliveries, asyncio.TaskGroup() as group:
         whole = group.create_task(http.post("/v1/chat/completions", json=ask))
         delivery = await anext(deliveries)
         publisher = await gateway.bus.open_run(delivery.run.trace_id)
