@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from serve_app.errors import BadRequest, Overloaded
-from serve_app.local.model import resolve_embedding
+from serve_app.model_files import resolve_embedding
 from serve_app.settings import Settings
 
 _MAX_TOKENS: Final = 256
@@ -136,7 +136,7 @@ class OnnxEmbedder:
 
 
 def load_embedder(settings: Settings) -> OnnxEmbedder:
-    """The configured embedder. Raises local.model.ModelError when its files are missing or damaged. Takes about a second."""
+    """The configured embedder. Raises model_files.ModelError when its files are missing or damaged. Takes about a second."""
     files = resolve_embedding(settings.embedding_source)
     return OnnxEmbedder(
         files.model,

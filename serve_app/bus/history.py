@@ -13,6 +13,7 @@ from serve_app.errors import Unavailable, UpstreamFailed
 from serve_app.events import RunEvent, decode
 
 _DIRECT_GET: Final = f"$JS.API.DIRECT.GET.{EVENT_STREAM}"
+_BARRIER_SUBJECT: Final = event_subject("barrier")  # a name that no run has
 _BATCH: Final = 256
 _TIMEOUT_S: Final = 5.0
 _END_OF_BATCH: Final = "204"
@@ -43,7 +44,8 @@ class EventHistory:
         self._connection = connection
 
     async def last(self, trace_id: str) -> RunEvent | None:
-        """The newest event of the run."""
+        """The newest event of the run, of all that the server had when this was called."""
+        await self._catch_up()
         message = await self._connection.request(f"{_DIRECT_GET}.{event_subject(trace_id)}", b"", timeout_s=_TIMEOUT_S)
         status = _status(message)
         if status == _NOT_FOUND:
@@ -51,6 +53,12 @@ class EventHistory:
         if status is not None:
             raise _refused(trace_id, message)
         return decode_event(message)
+
+    async def _catch_up(self) -> None:
+        # The server delivers a message before it stores it. One that it must refuse to store passes through the
+        # same queue, so its answer says that all before it are stored.
+        headers = {"Nats-Expected-Stream": "none"}
+        await self._connection.request(_BARRIER_SUBJECT, b"", timeout_s=_TIMEOUT_S, headers=headers)
 
     async def page(self, trace_id: str, position: int) -> Page:
         """Events of the run from stream sequence `position` on."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from serve_app.local import nats, postgres
 from serve_app.local.deployment import not_ready
-from serve_app.local.model import PACKAGED_LLM, ModelError, resolve_embedding
+from serve_app.local.model import PACKAGED_LLM
 from serve_app.local.ports import is_free
 from serve_app.local.state import StackState
+from serve_app.model_files import ModelError, resolve_embedding
 from serve_app.settings import Settings
 
 _WANTED = {"ray": "2.60.0", "dagster": "1.13.27"}

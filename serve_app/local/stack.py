@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from serve_app.local import deployment, nats, postgres
 from serve_app.local.dagster_home import DagsterUi, database_name, home_dir, write_home
 from serve_app.local.files import write_private
-from serve_app.local.model import needs_conversion, resolve_embedding, resolve_model
+from serve_app.local.model import needs_conversion, resolve_model
 from serve_app.local.nats import EmbeddedNats
 from serve_app.local.ports import choose_port
 from serve_app.local.postgres import EmbeddedPostgres
@@ -22,6 +22,7 @@ from serve_app.local.progress import Progress
 from serve_app.local.ray_node import choose_ray_ports, run_dir_for
 from serve_app.local.state import StackState, load_state, save_state, settings_file
 from serve_app.local.teardown import ray_of, running, stack_processes, tear_down
+from serve_app.model_files import resolve_embedding
 from serve_app.settings import Settings, settings_to_dict
 
 _RECOVERY_S = 20.0

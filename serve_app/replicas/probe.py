@@ -7,10 +7,16 @@ import ray
 from ray.exceptions import RayError
 
 from serve_app.settings import APP_NAME
-from serve_app.telemetry import logger
+from serve_app.telemetry import gauge, logger
 
 STATS_KEY: Final = "aifactory"
 _SERVE_NAMESPACE: Final = "serve"
+
+
+def hook_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """What a replica answers to the hook that Serve's controller polls; the load goes to the metrics as well."""
+    gauge("aifactory_engine_running", row["running"], model=row["model"])
+    return {STATS_KEY: row}
 
 
 async def replica_stats(deployment: str) -> list[dict[str, Any]]:

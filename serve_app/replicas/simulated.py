@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from serve_app.errors import BadRequest
-from serve_app.replicas.probe import STATS_KEY
+from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.simulated_request import Ask, read_chat, read_completion
 from serve_app.replicas.simulated_text import Script, count_tokens, write
 from serve_app.settings import SimulatedConfig
@@ -36,7 +36,7 @@ class SimulatedServer:
 
     async def record_routing_stats(self) -> Item:
         """Serve's hook that is answered however full the queue is; see replicas.probe."""
-        return {STATS_KEY: await self.stats()}
+        return hook_answer(await self.stats())
 
     async def check_health(self) -> None:
         """A simulation is always well."""

@@ -24,7 +24,7 @@ from vllm.exceptions import VLLMClientError
 
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.replicas.adapters import LocalAdapterLoader
-from serve_app.replicas.probe import STATS_KEY
+from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.whole import chunks_of
 
 # So that the usage of an answer that is cut half-way is known too.
@@ -97,7 +97,7 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Serve's hook that is answered however full the queue is; see replicas.probe."""
-        return {**await super().record_routing_stats(), STATS_KEY: await self.stats()}
+        return {**await super().record_routing_stats(), **hook_answer(await self.stats())}
 
     async def _answer(
         self, kind: type[BaseModel], method: str, body: Mapping[str, Any]

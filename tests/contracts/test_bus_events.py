@@ -32,6 +32,10 @@ async def read(
     return seqs
 
 
+async def all_have(*readers: list[int], count: int) -> None:
+    await until(lambda: all(len(got) == count for got in readers), what=f"every reader having {count} events")
+
+
 async def test_local_reader_gets_all_in_order_and_may_join_late(stage: Stage) -> None:
     bus, trace_id = await stage.bus(), new_trace_id()
     publisher = await bus.open_run(trace_id)
@@ -61,7 +65,7 @@ async def test_two_readers_elsewhere_get_all_in_order(stage: Stage) -> None:
         publisher = await here.open_run(trace_id)
         for end in range(50, 1001, 50):  # in bursts below the readers' buffer
             await emit(publisher, range(end - 50, end))
-            await until(lambda end=end: len(first_got) == len(second_got) == end, what="both readers having all so far")
+            await all_have(first_got, second_got, count=end)
         await publisher.emit(END)
     assert first.result() == second.result() == list(range(1001))
 
@@ -156,7 +160,7 @@ async def test_slow_reader_is_cut_off_and_does_not_disturb_others(stage: Stage) 
             for start in range(1, 3 * BUFFER, 20):
                 end = min(start + 20, 3 * BUFFER)
                 await emit(publisher, range(start, end))
-                await until(lambda end=end: len(got) == end, what="the good reader having all so far")
+                await all_have(got, count=end)
             await publisher.emit(END)
         assert good.result() == list(range(3 * BUFFER + 1))
         with pytest.raises(Overloaded, match="behind"):

