@@ -125,12 +125,28 @@ class EventBus(Protocol):
         """
         ...
 
+    async def holds(self, trace_id: str) -> bool:
+        """Whether events of the run can be read, from this process or from the stream. Raises errors.Unavailable."""
+        ...
+
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """Ask whoever executes the run to stop it. Raises errors.Unavailable when NATS is away."""
         ...
 
     async def on_cancel(self, callback: Callable[[str, str], None]) -> None:
         """Call `callback(trace_id, reason)` for every cancel message from now on."""
+        ...
+
+
+class Audience(Protocol):
+    """Whether anybody reads a run, on any gateway."""
+
+    def attend(self, trace_id: str) -> AbstractAsyncContextManager[None]:
+        """Be seen by other gateways as a reader of the run. Does nothing, and does not raise, while NATS is away."""
+        ...
+
+    async def others(self, trace_id: str) -> bool:
+        """Whether another gateway has a reader, once this process has left. False while NATS is away."""
         ...
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.bus.audience import NatsAudience
 from serve_app.bus.connection import NatsConnection
 from serve_app.bus.event_bus import NatsEventBus
 from serve_app.bus.delivery import WorkQueue
@@ -31,6 +32,7 @@ class Parts:
     nats: NatsConnection
     bus: NatsEventBus
     queue: WorkQueue
+    audience: NatsAudience
     replicas: ServeReplicas
     embedder: OnnxEmbedder | None
 
@@ -51,9 +53,7 @@ class Parts:
             self.embedder.close()
 
 
-async def open_parts(
-    settings: Settings, *, name: str, with_embedder: bool, handles: Mapping[str, Any] | None = None
-) -> Parts:
+async def open_parts(settings: Settings, *, name: str, with_embedder: bool, handles: Mapping[str, Any] | None = None) -> Parts:
     """Build the parts of a process called `name`. Postgres and NATS may be away: the parts connect when they are back.
 
     `handles` by model id, where Serve gave them; else replicas are found by name. Raises ValueError when the settings
@@ -79,6 +79,7 @@ async def open_parts(
         nats=connection,
         bus=bus,
         queue=queue,
+        audience=NatsAudience(connection),
         replicas=ServeReplicas(settings, handles),
         embedder=load_embedder(settings) if with_embedder else None,
     )

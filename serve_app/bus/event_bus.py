@@ -82,6 +82,12 @@ class NatsEventBus:
         finally:
             await reader.close()
 
+    async def holds(self, trace_id: str) -> bool:
+        """See EventBus."""
+        if self._logs.find(trace_id) is not None:
+            return True
+        return self._history is not None and await self._history.last(trace_id) is not None
+
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """See EventBus. Returns once the server has the message."""
         await self._connection.client()  # waits for a connection that is just being made

@@ -61,6 +61,10 @@ class InMemoryEventBus:
             async for event in events:
                 yield event
 
+    async def holds(self, trace_id: str) -> bool:
+        """See EventBus."""
+        return self._logs.find(trace_id) is not None
+
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """See EventBus."""
         self._cancels.tell(trace_id, CancelListeners.encode(reason))

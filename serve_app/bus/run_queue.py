@@ -160,5 +160,6 @@ class _Puller:
             while pull.pending_msgs:
                 message = (await pull.fetch(1, timeout=0.1))[0]
                 await self._connection.publish(message.reply, Msg.Ack.Nak)
-        with suppress(nats.errors.Error, OSError):
+        with suppress(nats.errors.Error, OSError, Unavailable):
             await pull.unsubscribe()
+            await self._connection.flush()  # from here on the server gives this worker nothing

@@ -37,6 +37,7 @@ class Gateway:
             queue=parts.queue,
             replicas=parts.replicas,
             embedder=parts.embedder,
+            audience=parts.audience,
         )
         self._state = GatewayState(
             settings=self._settings,

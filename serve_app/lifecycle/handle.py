@@ -13,11 +13,12 @@ from serve_app.answers import AnswerBuilder, replay, succeeded
 from serve_app.errors import AifactoryError, NotFound, Unavailable
 from serve_app.events import FinishedEvent, RecallReport, RunEvent
 from serve_app.lifecycle.admit import Attach, Execute, Replay, admit
+from serve_app.lifecycle.direct import DirectRun, failed, record
 from serve_app.lifecycle.local_runs import LocalRuns
+from serve_app.lifecycle.readers import Readers
 from serve_app.lifecycle.recall import count_recall, embed_question, recall_exact, recall_semantic
-from serve_app.lifecycle.route import DirectRun, failed, record, submit_workflow
 from serve_app.lifecycle.settle import not_recalled
-from serve_app.ports import AnswerCache, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
+from serve_app.ports import AnswerCache, Audience, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
 from serve_app.runs import Answer, CachePolicy, Question, Run
 from serve_app.settings import Settings
 from serve_app.tasks import TaskOwner
@@ -66,6 +67,7 @@ class Lifecycle:
         queue: RunQueue,
         replicas: Replicas,
         embedder: Embedder | None,
+        audience: Audience,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -76,6 +78,7 @@ class Lifecycle:
         self.embedder = embedder
         self.local_runs = LocalRuns(settings.gateway_max_ongoing_requests)
         self._tasks = TaskOwner()
+        self.readers = Readers(audience=audience, bus=bus, local_runs=self.local_runs, tasks=self._tasks)
 
     async def start(self) -> None:
         """Listen for cancels and keep the leases of our runs."""
@@ -114,58 +117,41 @@ class Lifecycle:
 
     async def _execute(self, admitted: Execute) -> Reply:
         """The run is ours: from here on it must reach an end, whatever happens."""
-        stack = AsyncExitStack()
+        stack, publisher = AsyncExitStack(), None
         try:
+            if admitted.run.route != "workflow":
+                # Before anything that takes time: whoever attaches now reads from here.
+                publisher = await self.bus.open_run(admitted.run.trace_id)
             # An identical run may have ended between our first look and the claim.
             answer = await recall_exact(self.cache, admitted.run) if admitted.seen_before or admitted.run.keyed else None
             if answer is None:
                 admitted = replace(admitted, run=await embed_question(self.embedder, admitted.run))
                 answer = await recall_semantic(self.cache, admitted.run)
             run = admitted.run
-            if answer is None and run.route == "workflow":
-                # A worker publishes it: be there before the first event.
-                remote = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
-                events = self._noting_the_end(remote)
-                await self._start_workflow(admitted)
+            if answer is not None:
+                publisher = publisher or await self.bus.open_run(run.trace_id)
+            # There before the first event, also of a run that a worker publishes.
+            events = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
+            reading = await stack.enter_async_context(self.readers.reading(run.trace_id, keyed=run.keyed))
+            if answer is not None and publisher is not None:
+                await self._settle_cached(admitted, publisher, answer)
+            elif publisher is not None:
+                self._start_direct(admitted, publisher)
             else:
-                publisher = await self.bus.open_run(run.trace_id)
-                events = await stack.enter_async_context(self.bus.subscribe(run.trace_id))
-                if answer is not None:
-                    await self._settle_cached(admitted, publisher, answer)
-                else:
-                    self._start_direct(admitted, publisher)
-            stack.enter_context(self.local_runs.reading(run.trace_id))
+                await self.queue.submit(run)
         except BaseException as error:
-            await stack.aclose()
-            await self._abandon(admitted, error)
+            # The end of the run must not hang on the task that is just being cancelled.
+            await asyncio.shield(self._tasks.spawn(self._abandon(admitted, stack, publisher, error), name="abandon run"))
             raise
         report = answer.cache if answer is not None and answer.cache else not_recalled(run)
         count_recall(report.result)
-        return _reply(run, admitted.created, report, events, stack)
+        return _reply(run, admitted.created, report, reading.until_end(events), stack)
 
     def _start_direct(self, admitted: Execute, publisher: RunPublisher) -> None:
         direct = DirectRun(admitted, store=self.store, replicas=self.replicas, publisher=publisher)
         self.local_runs.add(admitted.run, direct.stop, recorded=admitted.recorded)
         task = self._tasks.spawn(direct.execute(), name=f"run {admitted.run.trace_id}")
         task.add_done_callback(lambda _: self.local_runs.remove(admitted.run.trace_id))
-
-    async def _start_workflow(self, admitted: Execute) -> None:
-        trace_id = admitted.run.trace_id
-        self.local_runs.add(
-            admitted.run, lambda reason: void(self._tasks.spawn(self._send_cancel(trace_id, reason), name="cancel"))
-        )
-        try:
-            await submit_workflow(admitted, store=self.store, queue=self.queue, bus=self.bus)
-        except BaseException:
-            self.local_runs.remove(trace_id)
-            raise
-
-    async def _noting_the_end(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
-        """Forget the run once it has finished: a reader that leaves after the end stops nothing."""
-        async for event in events:
-            if isinstance(event.body, FinishedEvent):
-                self.local_runs.remove(event.trace_id)
-            yield event
 
     async def _settle_cached(self, admitted: Execute, publisher: RunPublisher, answer: Answer) -> None:
         """A claimed run that the cache answers: recorded like any other, but the entry is not copied under a new name."""
@@ -209,9 +195,13 @@ class Lifecycle:
         )
 
     async def _attach(self, row: RunRecord, *, after: int = -1) -> Reply:
+        if row.status.terminal and not await self.bus.holds(row.trace_id):
+            if after >= 0:
+                raise NotFound(f"events of run {row.trace_id} are no longer held; read it without Last-Event-ID", param="after")
+            return self._replay_recorded(row)
         stack = AsyncExitStack()
         events = await stack.enter_async_context(self.bus.subscribe(row.trace_id, after=after))
-        stack.enter_context(self.local_runs.reading(row.trace_id))
+        reading = await stack.enter_async_context(self.readers.reading(row.trace_id, keyed=row.keyed))
         count_recall("attached")
         return Reply(
             trace_id=row.trace_id,
@@ -219,29 +209,22 @@ class Lifecycle:
             model=row.model,
             created=int(row.created_at),
             cache=RecallReport(result="attached"),
-            events=_held_or_recorded(events, row, after),
+            events=reading.until_end(_held_or_recorded(events, row, after)),
             _stack=stack,
         )
 
-    async def _abandon(self, admitted: Execute, error: BaseException) -> None:
-        """A claimed run that could not be started: its row must not stay `running`."""
+    async def _abandon(
+        self, admitted: Execute, stack: AsyncExitStack, publisher: RunPublisher | None, error: BaseException
+    ) -> None:
+        """A claimed run that could not be started, or whose caller left meanwhile: its row must not stay `running`."""
         run = admitted.run
-        self.local_runs.remove(run.trace_id)
-        if not admitted.recorded:
-            return
+        await stack.aclose()
+        if self.local_runs.stop(run.trace_id, "the client left"):
+            return  # it settles itself
         cause = error if isinstance(error, AifactoryError) else Unavailable("the request ended before its run began; retry")
-        outcome = failed(cause, AnswerBuilder(run.question.model))
-        try:
-            # One statement; a row that has its end already (submit_workflow settles its own) is left alone.
-            await asyncio.shield(self.store.settle(run, outcome))
-        except AifactoryError as away:
-            logger.warning("abandoned run not recorded; its lease will end it", error=away.message)
-
-    async def _send_cancel(self, trace_id: str, reason: str) -> None:
-        try:
-            await self.bus.publish_cancel(trace_id, reason)
-        except Unavailable as error:
-            logger.warning("cancel not sent; the run ends at its deadline", trace_id=trace_id, error=error.message)
+        publisher = publisher or await self.bus.open_run(run.trace_id)
+        # Whoever attached meanwhile gets this end too.
+        await record(self.store, publisher, run, failed(cause, AnswerBuilder(run.question.model)), recorded=admitted.recorded)
 
     async def _keep_leases(self) -> None:
         while True:

@@ -1,10 +1,6 @@
-"""Runs that this gateway started, who reads them, and how they are stopped.
+"""Runs that execute in this gateway, and how each is stopped."""
 
-A run belongs to the system. It is stopped when its last reader leaves, unless the caller gave it a key.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve_app.errors import Overloaded
@@ -18,7 +14,6 @@ class _Entry:
     run: Run
     stop: Stop
     recorded: bool
-    readers: int = 0
 
 
 class LocalRuns:
@@ -49,31 +44,9 @@ class LocalRuns:
         entry.stop(reason)
         return True
 
-    @contextmanager
-    def reading(self, trace_id: str) -> Iterator[None]:
-        """Count as a reader of the run; the last one to leave an unkeyed run stops it."""
-        entry = self._entries.get(trace_id)
-        if entry is None:
-            yield
-            return
-        entry.readers += 1
-        try:
-            yield
-        finally:
-            entry.readers -= 1
-            if entry.readers == 0 and self._entries.get(trace_id) is entry:
-                self._abandoned(entry)
-
-    def _abandoned(self, entry: _Entry) -> None:
-        if not entry.run.keyed:
-            self.stop(entry.run.trace_id, "the client left")
-        elif entry.run.route == "workflow":
-            # It goes on at its worker, and ends there; nothing here would tell us.
-            self.remove(entry.run.trace_id)
-
     def leased(self) -> list[str]:
         """Names of the recorded runs that this process itself executes and so must keep alive in the log."""
-        return [t for t, e in self._entries.items() if e.recorded and e.run.route != "workflow"]
+        return [trace_id for trace_id, entry in self._entries.items() if entry.recorded]
 
     def __contains__(self, trace_id: str) -> bool:
         return trace_id in self._entries

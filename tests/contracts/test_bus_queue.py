@@ -186,7 +186,7 @@ async def test_a_worker_that_leaves_gives_back_at_once(jetstream_stage: Stage) -
     run = a_run()
     await staying.submit(run)
     async with aclosing(staying.deliveries(limit=1)) as runs:
-        delivery = await taken(runs, ACK_WAIT_S / 2)
+        delivery = await taken(runs)
         assert (delivery.run, delivery.delivery_count) == (run, 1)
         await delivery.done()
     assert await jetstream_stage.consumers("REQ") == ["workers"]

@@ -73,7 +73,9 @@ def env_name(name: str) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    bounds = [f"{_BOUNDS[key]} {value}" for part in field.metadata for key in _BOUNDS if (value := getattr(part, key, None)) is not None]
+    bounds = [
+        f"{_BOUNDS[key]} {value}" for part in field.metadata for key in _BOUNDS if (value := getattr(part, key, None)) is not None
+    ]
     return ", ".join([_type_name(field.annotation), *bounds])
 
 

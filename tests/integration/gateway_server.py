@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 
+from serve_app.bus.audience import InMemoryAudience
 from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
 from serve_app.errors import AifactoryError, BadRequest
 from serve_app.events import ChoiceEnd, EventBody, FinishedEvent, RoleEvent, TokenEvent, Usage, UsageEvent
@@ -133,7 +134,16 @@ async def serve_gateway(**overrides: Any) -> AsyncIterator[GatewayUnderTest]:
     settings = Settings(config="simulated", **overrides)
     cache = InMemoryAnswerCache()
     store, bus, queue, replicas = InMemoryRunStore(cache), InMemoryEventBus(), InMemoryRunQueue(), ScriptedReplicas()
-    lifecycle = Lifecycle(settings, store=store, cache=cache, bus=bus, queue=queue, replicas=replicas, embedder=HashEmbedder())
+    lifecycle = Lifecycle(
+        settings,
+        store=store,
+        cache=cache,
+        bus=bus,
+        queue=queue,
+        replicas=replicas,
+        embedder=HashEmbedder(),
+        audience=InMemoryAudience(),
+    )
 
     async def probe() -> dict[str, str]:
         return {"postgres": "ok", "nats": "ok", "replicas": "ok"}

@@ -195,10 +195,10 @@ async def test_one_of_two_readers_may_leave(http: httpx.AsyncClient, gateway: Ga
         leaving = group.create_task(_ask_and_stay(http, {**ASK, "stream": True}))
         await until(lambda: gateway.replicas.running == 1)
         staying = group.create_task(http.post("/v1/chat/completions", json=ASK))
-        entry = gateway.lifecycle.local_runs._entries
-        await until(lambda: any(e.readers == 2 for e in entry.values()))
+        (trace_id,) = gateway.lifecycle.local_runs.leased()
+        await until(lambda: gateway.lifecycle.readers.count(trace_id) == 2)
         leaving.cancel()
-        await until(lambda: all(e.readers == 1 for e in entry.values()))
+        await until(lambda: gateway.lifecycle.readers.count(trace_id) == 1)
         gateway.replicas.hold.set()
     assert staying.result().json()["choices"][0]["message"]["content"] == TEXT
     assert staying.result().headers["x-cache"] == "attached"
@@ -294,11 +294,10 @@ async def test_workflow_run_is_forgotten_when_it_ends_and_cancelled_when_its_rea
         await publisher.emit(FinishedEvent(reason="stop", winner="m"))
         await delivery.done()
         assert (await whole).json()["choices"][0]["message"]["content"] == "the answer"
-        assert len(gateway.lifecycle.local_runs) == 0
+        await until(lambda: gateway.lifecycle.readers.count(delivery.run.trace_id) == 0)
         assert cancelled == []
 
         leaving = group.create_task(_ask_and_stay(http, {**ask, "seed": 1}))
         left = await anext(deliveries)
         leaving.cancel()
         await until(lambda: cancelled == [left.run.trace_id])
-        assert len(gateway.lifecycle.local_runs) == 0

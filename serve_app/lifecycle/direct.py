@@ -1,4 +1,4 @@
-"""Routing: a direct run is executed here, a workflow run is handed to the queue."""
+"""A direct run: executed in this process, from the replica to the publisher, always with an end."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavai
 from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
 from serve_app.lifecycle.admit import Execute
 from serve_app.lifecycle.settle import finish_unrecorded, settle
-from serve_app.ports import EventBus, Replicas, RunPublisher, RunQueue, RunStore
+from serve_app.ports import Replicas, RunPublisher, RunStore
 from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.telemetry import bound, logger, observe
 
@@ -89,17 +89,6 @@ class DirectRun:
         finally:
             await stream.aclose()  # closing it early aborts the request in the engine
         raise AssertionError("a replica stream ends with finished or raises")
-
-
-async def submit_workflow(admitted: Execute, *, store: RunStore, queue: RunQueue, bus: EventBus) -> None:
-    """Hand the run to the workers. If the queue does not take it, the run ends here as failed, and the error is raised."""
-    run = admitted.run
-    try:
-        await queue.submit(run)
-    except AifactoryError as error:
-        publisher = await bus.open_run(run.trace_id)
-        await record(store, publisher, run, failed(error, AnswerBuilder(_model_id(run))))
-        raise
 
 
 async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome, *, recorded: bool = True) -> None:
