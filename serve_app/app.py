@@ -24,7 +24,8 @@ def build(settings: Settings) -> Application:
         Gateway,
         name="gateway",
         num_replicas=settings.gateway_replicas,
-        max_ongoing_requests=settings.gateway_max_ongoing_requests,
+        # The gateway refuses above its own limit, in OpenAI's shape; Serve would drop requests with plain text.
+        max_ongoing_requests=2 * settings.gateway_max_ongoing_requests,
         max_queued_requests=settings.gateway_max_queued_requests,
         user_config=settings.live(),
         ray_actor_options={"num_cpus": 0.2},

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused
+from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused, Overloaded
 from serve_app.gateway.auth import Authenticator
 from serve_app.lifecycle.handle import Lifecycle
 from serve_app.settings import Settings
@@ -56,7 +56,7 @@ def build_http_app(
     app = FastAPI(title="aifactory", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.gateway = state
     app.include_router(router)
-    app.add_middleware(RequestMiddleware, echo=echo_request_id)
+    app.add_middleware(RequestMiddleware, echo=echo_request_id, limit=state.settings.gateway_max_ongoing_requests)
     app.add_exception_handler(AifactoryError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     return app
@@ -93,11 +93,17 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 class RequestMiddleware:
-    """Gives every exchange its x-request-id, counts it, and turns a bug into a clean 500."""
+    """Gives every exchange its x-request-id, counts it, and turns a bug into a clean 500.
 
-    def __init__(self, app: ASGIApp, *, echo: bool) -> None:
+    More than `limit` exchanges at once on /v1 are refused with 429, so that the accepted ones keep their latency and
+    nothing waits without bound.
+    """
+
+    def __init__(self, app: ASGIApp, *, echo: bool, limit: int) -> None:
         self._app = app
         self._echo = echo
+        self._limit = limit
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,8 +129,13 @@ class RequestMiddleware:
             await send(message)
 
         begun = time.monotonic()
+        self._in_flight += 1
         try:
-            await self._app(scope, receive, send_with_id)
+            if self._in_flight > self._limit and scope["path"].startswith("/v1/"):
+                full = Overloaded(f"this gateway answers {self._limit} requests already; retry shortly", retry_after_s=1)
+                await error_response(full)(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
         except Exception as error:
             logger.opt(exception=error).error("request broke", path=scope["path"], request_id=request_id)
             if started:
@@ -132,6 +143,7 @@ class RequestMiddleware:
             response = error_response(AifactoryError(f"internal error; the log has the cause under request id {request_id}"))
             await response(scope, receive, send_with_id)
         finally:
+            self._in_flight -= 1
             path = getattr(scope.get("route"), "path", "unknown")
             count("aifactory_requests_total", path=path, status=str(status))
             logger.debug("request", path=path, status=status, seconds=round(time.monotonic() - begun, 4), request_id=request_id)

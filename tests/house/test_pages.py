@@ -9,6 +9,7 @@ from serve_app.errors import BY_CODE, AifactoryError
 from serve_app.gateway.routes import router
 from serve_app.gateway.schema import EXTENSIONS
 from serve_app.settings import CONFIG_DIR
+from serve_app.telemetry import METRICS
 from tests.house.tree import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -57,3 +58,9 @@ def test_api_page_names_every_path_field_and_error_code() -> None:
         assert f"`{kind.kind}`" in row.group(0)
         assert ("| yes |" in row.group(0)) is kind.retryable, f"{code}: retryable?"
     assert f"`{AifactoryError.default_code}`" in API
+
+
+def test_operations_page_names_every_metric() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for name, (kind, _, tags) in METRICS.items():
+        assert re.search(rf"^\| `{name}` \| {kind} \| {', '.join(tags) or '–'} \|", page, re.MULTILINE), name  # noqa: RUF001

@@ -120,9 +120,7 @@ class Stand:
         host = StepHost(asyncio.get_running_loop(), steps=16, steps_per_run=self.settings.tasks_per_run)
         runner = await asyncio.to_thread(DebateRunner, self.instance, host)
         await asyncio.to_thread(runner.warm_up)
-        pulls = PullLoop(
-            self.settings, store=self.store, bus=self.bus, queue=self.queue, replicas=self.replicas, runner=runner
-        )
+        pulls = PullLoop(self.settings, store=self.store, bus=self.bus, queue=self.queue, replicas=self.replicas, runner=runner)
         await pulls.start()
         try:
             yield pulls

@@ -301,3 +301,21 @@ async def test_workflow_run_is_forgotten_when_it_ends_and_cancelled_when_its_rea
         left = await anext(deliveries)
         leaving.cancel()
         await until(lambda: cancelled == [left.run.trace_id])
+
+
+async def test_more_than_the_limit_is_refused_and_the_accepted_are_answered() -> None:
+    async with serve_gateway(gateway_max_ongoing_requests=3) as gateway:
+        gateway.replicas.hold = asyncio.Event()
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=10, trust_env=False) as http:
+            async with asyncio.TaskGroup() as group:
+                accepted = [group.create_task(http.post("/v1/chat/completions", json={**ASK, "seed": n})) for n in range(3)]
+                await until(lambda: gateway.replicas.running == 3)
+                refused = await http.post("/v1/chat/completions", json={**ASK, "seed": 9})
+                assert refused.status_code == 429
+                assert refused.json()["error"]["code"] == "overloaded"
+                assert 1 <= int(refused.headers["retry-after"]) <= 120
+                assert (await http.get("/healthz")).status_code == 200
+                gateway.replicas.hold.set()
+            assert {task.result().status_code for task in accepted} == {200}
+            assert (await http.post("/v1/chat/completions", json={**ASK, "seed": 9})).status_code == 200
