@@ -9,6 +9,7 @@ Prints milliseconds; the cache is bypassed throughout.
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import subprocess
@@ -36,7 +37,7 @@ async def first_token(http: httpx.AsyncClient, body: dict[str, Any]) -> tuple[fl
                 delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
                 if delta.get("content") or delta.get("reasoning_content"):
                     stamps.append(time.perf_counter())
-    return stamps[0] - started, [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    return stamps[0] - started, [b - a for a, b in itertools.pairwise(stamps)]
 
 
 async def measure(api: str, key: str, model: str, rounds: int) -> None:

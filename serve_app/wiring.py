@@ -6,8 +6,8 @@ from typing import Any
 
 from serve_app.bus.audience import NatsAudience
 from serve_app.bus.connection import NatsConnection
-from serve_app.bus.event_bus import NatsEventBus
 from serve_app.bus.delivery import WorkQueue
+from serve_app.bus.event_bus import NatsEventBus
 from serve_app.bus.run_queue import run_queue
 from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.errors import AifactoryError

@@ -20,7 +20,7 @@ async def settled(store: Store, run: Run, outcome: Outcome) -> None:
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110 - nothing in a database can be awaited but an answer
+        while not await condition():
             await asyncio.sleep(0.02)
 
 

@@ -99,7 +99,7 @@ async def test_a_database_without_schema_says_what_to_do(empty_database: str) ->
             await pool.ping()
         await migrate(empty_database)
         async with asyncio.timeout(10):
-            while not await _answers(pool):  # noqa: ASYNC110 - the pool tries again after a pause
+            while not await _answers(pool):
                 await asyncio.sleep(0.02)
     finally:
         await pool.close()

@@ -143,7 +143,7 @@ class Stand:
     async def until_quiet(self, pulls: PullLoop) -> None:
         """Wait until the queue is empty and nothing is worked on."""
         async with asyncio.timeout(WAIT_S):
-            while self.queue._runs or pulls._runs:  # noqa: ASYNC110 - neither tells when it changes
+            while self.queue._runs or pulls._runs:
                 await asyncio.sleep(0.01)
 
     async def dagster_run(self, run: Run, take: int = 1) -> DagsterRun:

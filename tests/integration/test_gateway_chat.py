@@ -54,7 +54,7 @@ async def test_stream_gives_a_chunk_per_token_and_the_extension_last(client: ope
     assert pieces == ["The ", "capital ", "is ", "Paris."]
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].usage is not None
-    factory = chunks[-1].model_extra["x_factory"]  # type: ignore[index]
+    factory = chunks[-1].model_extra["x_factory"]
     assert factory["route"] == "direct"
     assert factory["cache"]["result"] == "miss"
     assert all("x_factory" not in (c.model_extra or {}) for c in chunks[:-1])
