@@ -13,6 +13,7 @@ from serve_app.settings import (
     AutoscalingConfig,
     DebateConfig,
     DebateTaskConfig,
+    FaultConfig,
     ModelConfig,
     Settings,
     SimulatedConfig,
@@ -23,6 +24,7 @@ NESTED: tuple[tuple[type[BaseModel], str], ...] = (
     (AutoscalingConfig, "`models[].autoscaling`"),
     (AdapterConfig, "`models[].adapters`"),
     (SimulatedConfig, "`models[].simulated`"),
+    (FaultConfig, "`models[].simulated.faults[]`: one fault, for tests"),
     (DebateConfig, "`debate`"),
     (DebateTaskConfig, "`debate.tasks[]`: one debater"),
 )

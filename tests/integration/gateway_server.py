@@ -59,8 +59,8 @@ class ScriptedReplicas:
                 yield UsageEvent(usage=Usage(prompt_tokens=5, completion_tokens=number + 1, total_tokens=6 + number))
                 if number == 0 and self.hold is not None:
                     await self.hold.wait()
-            yield FinishedEvent(reason="stop", choices=(ChoiceEnd(finish_reason="stop"),))
             ended = True
+            yield FinishedEvent(reason="stop", choices=(ChoiceEnd(finish_reason="stop"),))
         finally:
             self.running -= 1
             self.aborted += not ended
@@ -129,21 +129,21 @@ class GatewayUnderTest:
 
 
 @asynccontextmanager
-async def serve_gateway(**overrides: Any) -> AsyncIterator[GatewayUnderTest]:
-    """Serve a gateway on a free port of this process's loop."""
+async def serve_gateway(parts: dict[str, Any] | None = None, **overrides: Any) -> AsyncIterator[GatewayUnderTest]:
+    """Serve a gateway on a free port of this process's loop. `parts` replace the in-memory ones."""
     settings = Settings(config="simulated", **overrides)
-    cache = InMemoryAnswerCache()
-    store, bus, queue, replicas = InMemoryRunStore(cache), InMemoryEventBus(), InMemoryRunQueue(), ScriptedReplicas()
-    lifecycle = Lifecycle(
-        settings,
-        store=store,
-        cache=cache,
-        bus=bus,
-        queue=queue,
-        replicas=replicas,
-        embedder=HashEmbedder(),
-        audience=InMemoryAudience(),
-    )
+    own_cache = InMemoryAnswerCache()
+    doubles: dict[str, Any] = {
+        "cache": own_cache,
+        "store": InMemoryRunStore(own_cache),
+        "bus": InMemoryEventBus(),
+        "queue": InMemoryRunQueue(),
+        "replicas": ScriptedReplicas(),
+        "audience": InMemoryAudience(),
+    }
+    chosen = {**doubles, **(parts or {})}
+    store, bus, queue, replicas = chosen["store"], chosen["bus"], chosen["queue"], chosen["replicas"]
+    lifecycle = Lifecycle(settings, embedder=HashEmbedder(), **chosen)
 
     async def probe() -> dict[str, str]:
         return {"postgres": "ok", "nats": "ok", "replicas": "ok"}
