@@ -1,16 +1,19 @@
-"""Where Dagster keeps its records: the database address and the dagster.yaml of webserver and daemon.
+"""Where Dagster keeps its records: the database address, the dagster.yaml of webserver and daemon, their settings.
 
 Imports nothing heavy, so that start-up code may use it.
 """
 
+import json
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
-from serve_app.settings import Settings
+from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 
 DATABASE = "dagster"
+SETTINGS_FILE = "settings.json"
+DEBATE_JOB = "debate"
 DEFINITIONS_MODULE = "dagster_project.definitions"
 # The webserver's workspace must call the code location by this name, or a run has no job page in the UI.
 LOCATION = "aifactory"
@@ -41,6 +44,7 @@ def dagster_yaml(settings: Settings) -> str:
         {
             "storage": {"postgres": {"postgres_url": sqlalchemy_url(settings)}},
             "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator"},
+            "run_launcher": {"module": "dagster_project.launcher", "class": "WarmRunLauncher"},
             **common_config(folder),
             "compute_logs": {
                 "module": "dagster.core.storage.local_compute_log_manager",
@@ -52,6 +56,19 @@ def dagster_yaml(settings: Settings) -> str:
         },
         sort_keys=False,
     )
+
+
+def settings_json(settings: Settings) -> str:
+    """What stands in SETTINGS_FILE, beside dagster.yaml. It holds passwords: store it for its owner only."""
+    return json.dumps(settings_to_dict(settings), indent=1)
+
+
+def stored_settings(folder: str) -> Settings:
+    """The settings of the stack that a Dagster process belongs to; `folder` is its instance's root directory."""
+    path = Path(folder) / SETTINGS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: `aifactory up` writes it beside dagster.yaml")
+    return settings_from_dict(json.loads(path.read_text()))
 
 
 def common_config(folder: Path) -> dict[str, object]:

@@ -6,11 +6,12 @@ from typing import Any, Final
 from dagster import Field, InitLoggerContext, JobDefinition, LoggerDefinition, graph
 
 from dagster_project.executor import StepCancelled, StepHost, threaded
+from dagster_project.home import DEBATE_JOB
 from dagster_project.ops import argue, commit, judge, plan
 from dagster_project.resources import Desk
 from serve_app.telemetry import logger
 
-JOB: Final = "debate"
+JOB: Final = DEBATE_JOB
 _TRACEBACK_CHARS: Final = 4000
 _CANCELS: Final = frozenset({StepCancelled.__name__, "DagsterExecutionInterruptedError"})
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Final, TypeVar
 
 from dagster import DagsterRun, DagsterRunStatus
@@ -18,7 +19,8 @@ from serve_app.bus.delivery import Delivery, WorkQueue
 from serve_app.errors import AifactoryError, BadRequest, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import Usage, UsageEvent
 from serve_app.lifecycle.settle import settle
-from serve_app.ports import EventBus, Replicas, RunStore
+from serve_app.lifecycle.sweep import tell_end, waiting_lease_s
+from serve_app.ports import EventBus, Replicas, RunRecord, RunStore
 from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.settings import Settings
 from serve_app.tasks import TaskOwner
@@ -93,29 +95,40 @@ class PullLoop:
         run = delivery.run
         with bound(run.trace_id, req_id=run.req_id):
             retry_s: float | None = 0
+            elsewhere = False
             try:
                 async with delivery.heartbeat():
                     retry_s = await self._work(delivery)
             except OwnedElsewhere:
                 logger.warning("run is executed elsewhere; looking again later", delivery=delivery.delivery_count)
-                retry_s = self._settings.queue_ack_wait_s
+                retry_s, elsewhere = self._settings.queue_ack_wait_s, True
             except Exception as error:  # noqa: BLE001 - a run is never lost: the log has the cause, the queue brings it again
                 logger.opt(exception=error).error("run could not be worked on", delivery=delivery.delivery_count)
                 retry_s = min(_RETRY_S * 2 ** (delivery.delivery_count - 1), _MAX_RETRY_S)
             finally:
-                await self._end(delivery, retry_s)
+                await self._end(delivery, retry_s, elsewhere=elsewhere)
 
-    async def _end(self, delivery: Delivery, retry_s: float | None) -> None:
+    async def _end(self, delivery: Delivery, retry_s: float | None, *, elsewhere: bool) -> None:
         try:
             if retry_s is None:
                 await delivery.done()
-            elif delivery.last:
-                await self._give_up(delivery)
-                await delivery.reject()
-            else:
+            elif not delivery.last:
+                if not elsewhere:
+                    await self._let_wait(delivery.run)
                 await delivery.retry(retry_s)
+            else:
+                if not elsewhere:  # else its owner ends it, or the sweeper once the owner falls silent
+                    await self._give_up(delivery)
+                await delivery.reject()
         except Unavailable as error:
             logger.warning("the queue did not confirm the end of a delivery; it may come again", error=error.message)
+
+    async def _let_wait(self, run: Run) -> None:
+        """The run goes back to the queue: it has no owner until it is delivered again, and is not abandoned."""
+        try:
+            await self._store.extend_leases([run.trace_id], lease_s=waiting_lease_s(run, self._settings.lease_s))
+        except Unavailable as error:
+            logger.warning("lease of a waiting run not extended", error=error.message)
 
     async def _give_up(self, delivery: Delivery) -> None:
         """The last delivery came to nothing: tell whoever waits."""
@@ -138,12 +151,23 @@ class PullLoop:
             record = await self._store.find(run.trace_id)
             if record is None or record.status.terminal or record.attempt > run.attempt:
                 logger.info("run needs no work", status=record.status.value if record else "unknown")
-                return None
+                return await self._after_end(delivery, record)
             observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
             await self._execute_and_settle(delivery)
             return None
         finally:
             self._active.pop(run.trace_id, None)
+
+    async def _after_end(self, delivery: Delivery, record: RunRecord | None) -> float | None:
+        """A worker may have died between the record of a run's end and its `finished`: then readers still wait."""
+        if record is None or delivery.delivery_count == 1:
+            return None
+        # Unless that worker lives and is just about to say so: look again later.
+        fresh_s = record.updated_at + self._settings.queue_ack_wait_s - time.time()
+        if fresh_s > 0 and not delivery.last:
+            return fresh_s
+        await tell_end(self._bus, record)
+        return None
 
     async def _execute_and_settle(self, delivery: Delivery) -> None:
         run = delivery.run
@@ -163,9 +187,10 @@ class PullLoop:
             store=self._store,
             task_retries=self._settings.task_retries,
             resumed=resumed,
+            confirm=partial(self._extend, [run.trace_id]),
         )
         try:
-            if not await self._execute(debate):
+            if not await self._execute(debate) and not debate.lost:
                 await self._settle_unfinished(debate)
         finally:
             await debate.close()
@@ -239,18 +264,39 @@ class PullLoop:
 
     def _note(self, run: Run, dagster_run_id: str) -> None:
         if not self._closed:
-            self._aside.spawn(self._store.note_dagster_run(run.trace_id, dagster_run_id), name="note dagster run")
+            self._aside.spawn(self._take(run.trace_id, dagster_run_id), name="take run")
+
+    async def _take(self, trace_id: str, dagster_run_id: str) -> None:
+        """The run waits no more: from here on its lease is short, and this worker keeps it."""
+        await self._extend([trace_id])
+        try:
+            await self._store.note_dagster_run(trace_id, dagster_run_id)
+        except Unavailable as error:
+            logger.warning("the Dagster run of a run was not noted", trace_id=trace_id, error=error.message)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _keep_leases(self) -> None:
-        lease_s = self._settings.lease_s
         while True:
-            await asyncio.sleep(lease_s / 3)
-            if not self._active:
+            await asyncio.sleep(self._settings.lease_s / 3)
+            await self._extend([trace_id for trace_id, execution in self._active.items() if execution is not None])
+
+    async def _extend(self, trace_ids: list[str]) -> None:
+        owned_until = time.time() + self._settings.lease_s
+        try:
+            ours = await self._store.extend_leases(trace_ids, lease_s=self._settings.lease_s)
+        except Unavailable as error:
+            logger.warning("leases could not be extended", runs=len(trace_ids), error=error.message)
+            return
+        for trace_id in trace_ids:
+            execution = self._active.get(trace_id)
+            if execution is None:
                 continue
-            try:
-                await self._store.extend_leases(list(self._active), lease_s=lease_s)
-            except Unavailable as error:
-                logger.warning("leases could not be extended", runs=len(self._active), error=error.message)
+            if trace_id in ours:
+                execution.debate.owned_until = owned_until
+            elif not (execution.debate.settling or execution.debate.lost):
+                logger.warning("run is not ours any more: stopping it", trace_id=trace_id)
+                execution.debate.lose()
+                if not self._closed:  # else it is being interrupted anyway
+                    self._aside.spawn(self._in_thread(execution.interrupt), name="stop lost run")

@@ -1,8 +1,10 @@
 """What an op may reach of its run, and where a worker keeps the runs it executes."""
 
 import asyncio
+import math
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from dagster import ResourceDefinition
@@ -29,13 +31,18 @@ class DebateRun:
     resumed: bool = False
     stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
     error: AifactoryError | None = None  # why the debate itself failed
+    owned_until: float = math.inf  # Unix seconds; after that the run may be another's
+    confirm: Callable[[], Awaitable[None]] | None = None  # asks the log whether it is: then it is `lost`
+    lost: bool = False
     _tasks_done: int = 0
     _spoke: bool = False
     _usage: dict[str, Usage] = field(default_factory=dict)
     _settling: "asyncio.Task[bool] | None" = None
 
     async def emit(self, body: EventBody) -> RunEvent:
-        """Publish one event of the run."""
+        """Publish one event of the run. Raises ValueError when the run is lost."""
+        if time.time() > self.owned_until and self.confirm is not None:
+            await self.confirm()  # this worker stood still for longer than its lease
         if not self._spoke and isinstance(body, TokenEvent):
             self._spoke = True
             observe("aifactory_time_to_first_token_seconds", max(0.0, time.time() - self.run.started), route="workflow")
@@ -65,6 +72,11 @@ class DebateRun:
             work = settle(self.store, self.publisher, self.run, outcome)
             self._settling = asyncio.get_running_loop().create_task(work)
         return await asyncio.shield(self._settling)
+
+    def lose(self) -> None:
+        """The run is not ours any more: no event of ours may come after those of its new owner."""
+        self.lost = True
+        self.publisher.let_go()
 
     @property
     def settling(self) -> bool:

@@ -2,13 +2,17 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final
 
 from dagster_project.executor import StepHost
 from dagster_project.instance import open_instance
 from dagster_project.pull_loop import PullLoop
 from dagster_project.runner import DebateRunner
+from dagster_project.sweep_job import end_dagster_run
+from serve_app.lifecycle.sweep import Sweeper
 from serve_app.settings import Settings, settings_from_dict, settings_to_dict
+from serve_app.tasks import TaskOwner
 from serve_app.telemetry import configure_logging, logger
 
 DEPLOYMENT: Final = "debate-worker"
@@ -45,6 +49,10 @@ class Worker:
         )
         self._open.push_async_callback(self._pulls.close, _GRACE_S)
         await self._pulls.start()
+        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, on_ended=partial(end_dagster_run, instance))
+        aside = TaskOwner()
+        self._open.push_async_callback(aside.close)
+        aside.spawn(sweeper.run(), name="sweep")
 
     def check_health(self) -> None:
         """Called by Serve every few seconds. Raises when the worker no longer works."""

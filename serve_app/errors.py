@@ -42,6 +42,10 @@ class AifactoryError(Exception):
         # Exceptions with keyword arguments do not pickle by themselves, and these cross Ray processes.
         return _rebuild, (type(self), self.message, self.param, self.code, self.retry_after_s)
 
+    def record(self) -> dict[str, Any]:
+        """The body with what the log needs to raise the same error again: status and whether to retry."""
+        return {**self.body(), "status": self.status, "retryable": self.retryable}
+
     def body(self) -> dict[str, Any]:
         """The `error` object: message, type, param, code."""
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
@@ -121,30 +125,32 @@ class UpstreamFailed(AifactoryError):
     retryable = True
 
 
-BY_CODE: dict[str, type[AifactoryError]] = {
-    cls.default_code: cls
-    for cls in (
-        BadRequest,
-        BodyTooLarge,
-        Unauthorized,
-        Forbidden,
-        NotFound,
-        KeyReused,
-        Cancelled,
-        Overloaded,
-        Unavailable,
-        DeadlineExceeded,
-        UpstreamFailed,
-    )
-}
+_ALL: tuple[type[AifactoryError], ...] = (
+    AifactoryError,
+    BadRequest,
+    BodyTooLarge,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    KeyReused,
+    Cancelled,
+    Overloaded,
+    Unavailable,
+    DeadlineExceeded,
+    UpstreamFailed,
+)
+BY_CODE = {cls.default_code: cls for cls in _ALL}
+BY_STATUS = {cls.status: cls for cls in _ALL}
 
 
 def from_body(body: dict[str, Any]) -> AifactoryError:
     """The error behind an `error` object that came over the bus or from the log."""
-    cls = BY_CODE.get(str(body.get("code")))
+    cls = BY_CODE.get(str(body.get("code"))) or BY_STATUS.get(body.get("status") or 0)
     if cls is None:
         # A replica's own code: judge by the type.
         cls = BadRequest if body.get("type") == BadRequest.kind else UpstreamFailed
     return cls(
-        str(body.get("message", "unknown error")), param=body.get("param"), code=str(body["code"]) if body.get("code") else None
+        str(body.get("message", "unknown error")),
+        param=body.get("param"),
+        code=str(body["code"]) if body.get("code") else None,
     )

@@ -63,8 +63,19 @@ class RunStore(Protocol):
         """
         ...
 
-    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> None:
-        """Push the leases of running runs `lease_s` into the future."""
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> frozenset[str]:
+        """Let the leases of running runs end in `lease_s`, later or sooner than before.
+
+        Returns the runs that are still ours to work on: one that is missing has ended, or another run took its row.
+        """
+        ...
+
+    async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
+        """End running runs whose lease is over as failed, retryably, at most `limit`; the longest abandoned first.
+
+        A workflow run is ended once its lease has been over for `workflow_overdue_s`: the queue may bring it again.
+        `attempt` goes up, so that a late owner finds nothing to settle. Of two callers at once each gets other runs.
+        """
         ...
 
     async def settle(self, run: Run, outcome: Outcome) -> bool:
@@ -101,16 +112,30 @@ class RunPublisher(Protocol):
     @property
     def trace_id(self) -> str: ...
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run's `finished` is out."""
+        ...
+
     async def emit(self, body: EventBody) -> RunEvent:
         """Give the body the next seq and publish it: first to readers in this process, then to NATS.
 
-        NATS being away is counted and logged, not raised. Order of calls is the order of seq.
+        NATS being away is counted and logged, not raised. Order of calls is the order of seq. Raises ValueError once
+        the run has finished, or was let go.
         """
+        ...
+
+    def let_go(self) -> None:
+        """The run is not ours any more: publish nothing, and end readers in this process with errors.Unavailable."""
         ...
 
 
 class EventBus(Protocol):
     """Events of runs, wherever they live."""
+
+    async def ping(self) -> None:
+        """Raises errors.Unavailable unless messages get through."""
+        ...
 
     async def open_run(self, trace_id: str, *, resume: bool = False) -> RunPublisher:
         """Start publishing a run from this process. `resume` continues after the last seq that the stream holds."""
@@ -125,8 +150,11 @@ class EventBus(Protocol):
         """
         ...
 
-    async def holds(self, trace_id: str) -> bool:
-        """Whether events of the run can be read, from this process or from the stream. Raises errors.Unavailable."""
+    async def last_seq(self, trace_id: str) -> int | None:
+        """The newest seq of the run that can be read, here or from the stream; None when nothing is held.
+
+        Raises errors.Unavailable.
+        """
         ...
 
     async def publish_cancel(self, trace_id: str, reason: str) -> None:

@@ -40,6 +40,19 @@ class AutoscalingConfig(_Strict):
         return self
 
 
+class FaultConfig(_Strict):
+    """A fault of a simulated replica, for tests: which requests it hits follows from their count alone."""
+
+    kind: Literal[
+        "overloaded", "unavailable", "server_error", "reset", "no_reply", "slow_start", "cut", "stall", "malformed",
+        "no_finish", "no_end", "context", "filter", "filtered", "no_prefill", "bad_usage",
+    ] = Field(description="what goes wrong; replicas/faults.py says what each does")  # fmt: skip
+    after: int = Field(0, ge=0, description="tokens before it happens: cut, stall, malformed, no_prefill")
+    seconds: float = Field(20, ge=0, description="how long a slow_start or a stall takes")
+    every: int = Field(1, ge=1, description="hits each such request, the first one included")
+    times: int | None = Field(None, ge=1, description="requests it hits before it is over; empty means no end")
+
+
 class SimulatedConfig(_Strict):
     """How a simulated replica answers: seeded words, or the scripted text, at a set pace."""
 
@@ -48,6 +61,7 @@ class SimulatedConfig(_Strict):
     seed: int = Field(0, description="seed of the generated text; the same request gives the same text")
     script: str | None = Field(None, description="answer every request with this text instead of generated words")
     default_tokens: int = Field(24, ge=1, description="tokens of a generated answer when the request sets no max_tokens")
+    faults: list[FaultConfig] = Field(default_factory=list, description="what goes wrong on purpose; the first that hits counts")
 
 
 class AdapterConfig(_Strict):
@@ -168,6 +182,13 @@ class Settings(BaseSettings):
     keepalive_s: float = _live(10.0, "silence on a stream after which a comment line is sent", gt=0)
     request_timeout_s: float = _live(600.0, "deadline of a run when the request sets no x_timeout_s", gt=0)
     api_key_cache_s: float = Field(30.0, ge=0, description="how long a checked API key is trusted without asking Postgres again")
+
+    # Waiting for replicas, and asking again
+    first_token_timeout_s: float = _live(120.0, "wait for a replica's first token, its queue and start included", gt=0)
+    stall_timeout_s: float = _live(60.0, "silence of a replica after its first token that ends the answer as an error", gt=0)
+    replica_retries: int = _live(2, "times a direct run asks again after a replica fault before the first token", ge=0)
+    retry_backoff_s: float = _live(0.2, "pause before the first retry; it doubles each time, with jitter", gt=0)
+    retry_backoff_max_s: float = _live(2.0, "longest pause before a retry", gt=0)
 
     # Bus
     bus: Literal["jetstream", "core"] = Field(

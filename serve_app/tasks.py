@@ -3,9 +3,11 @@
 import asyncio
 import contextvars
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from serve_app.telemetry import logger
+
+T = TypeVar("T")
 
 
 class TaskOwner:
@@ -18,8 +20,14 @@ class TaskOwner:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def spawn(self, work: Coroutine[Any, Any, T], *, name: str, awaited: bool = False) -> asyncio.Task[T]:
         """Run `work` until it ends or the owner closes. Raises RuntimeError after close().
+
+        `awaited`: somebody takes the result, so that an error of it is not logged here.
 
         The task starts in an empty context: Ray Serve notes the current request in a context variable and, when that
         request's client leaves, cancels every replica call made under it, also those that others still read.
@@ -29,7 +37,7 @@ class TaskOwner:
             raise RuntimeError(f"cannot start {name}: its owner is closed")
         task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._forget if awaited else self._ended)
         return task
 
     async def close(self, timeout_s: float = 5) -> None:
@@ -42,6 +50,9 @@ class TaskOwner:
             _, left = await asyncio.wait(tasks, timeout=timeout_s)
             for task in left:
                 logger.error("task did not end in time", task=task.get_name())
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -35,6 +35,7 @@ class NatsAudience:
 
         try:
             subscription = await self._connection.subscribe(_subject(trace_id), answer)
+            await self._connection.flush()  # seen by others from here on
         except Unavailable as error:
             logger.warning("other gateways do not see this reader", trace_id=trace_id, error=error.message)
             yield

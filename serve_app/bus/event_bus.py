@@ -82,11 +82,13 @@ class NatsEventBus:
         finally:
             await reader.close()
 
-    async def holds(self, trace_id: str) -> bool:
+    async def last_seq(self, trace_id: str) -> int | None:
         """See EventBus."""
-        if self._logs.find(trace_id) is not None:
-            return True
-        return self._history is not None and await self._history.last(trace_id) is not None
+        log = self._logs.find(trace_id)
+        if log is not None:
+            return log.next_seq - 1
+        last = await self._history.last(trace_id) if self._history is not None else None
+        return last.seq if last is not None else None
 
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """See EventBus. Returns once the server has the message."""

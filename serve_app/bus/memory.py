@@ -61,9 +61,10 @@ class InMemoryEventBus:
             async for event in events:
                 yield event
 
-    async def holds(self, trace_id: str) -> bool:
+    async def last_seq(self, trace_id: str) -> int | None:
         """See EventBus."""
-        return self._logs.find(trace_id) is not None
+        log = self._logs.find(trace_id)
+        return log.next_seq - 1 if log is not None else None
 
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """See EventBus."""

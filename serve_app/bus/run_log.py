@@ -209,6 +209,18 @@ class LogPublisher:
             await asyncio.sleep(0)
         return event
 
+    @property
+    def finished(self) -> bool:
+        return self._log.finished_at is not None
+
+    def let_go(self) -> None:
+        """See RunPublisher. Does nothing after `finished`."""
+        if self.finished:
+            return
+        if self._logs.find(self._log.trace_id) is self._log:
+            self._logs.forget(self._log.trace_id)
+        self._log.abandon()
+
 
 def too_slow(trace_id: str, slack: int) -> Overloaded:
     """The error of a reader that fell too far behind."""

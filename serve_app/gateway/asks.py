@@ -6,7 +6,7 @@ from typing import Any
 
 from serve_app.errors import BadRequest, Forbidden, NotFound
 from serve_app.gateway.schema import ChatRequest, DebateField
-from serve_app.lifecycle.handle import Ask
+from serve_app.lifecycle.reply import Ask
 from serve_app.ports import Replicas
 from serve_app.runs import CachePolicy, Question, Route, answer_params
 from serve_app.settings import DEBATE_MODEL_ID, Settings

@@ -56,6 +56,7 @@ class Gateway:
         """Take over changed live settings; requests in flight keep the old ones. Raises ValueError for a wrong one."""
         self._settings = self._settings.with_live(user_config)
         self._state.settings = self._lifecycle.settings = self._settings
+        self._parts.replicas.take(self._settings)
         logger.info("live settings in force", **user_config)
 
     @asynccontextmanager

@@ -1,5 +1,6 @@
 """The FastAPI application: routes, error shape, request ids, body limit."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,6 +12,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused, Overloaded
@@ -20,6 +22,8 @@ from serve_app.settings import Settings
 from serve_app.telemetry import count, logger
 
 Probe = Callable[[], Awaitable[Mapping[str, str]]]
+_LIMITED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})  # cancelling must work when all is full
+CLIENT_LEFT = 499
 RETRY_AFTER_MAX_S = 120  # the OpenAI SDKs do not retry at all past this
 
 
@@ -72,8 +76,8 @@ def error_response(error: AifactoryError, headers: Mapping[str, str] | None = No
     extra = dict(headers or {})
     if error.retryable and error.status in (429, 503):
         extra["retry-after"] = str(max(1, min(RETRY_AFTER_MAX_S, round(error.retry_after_s or 1))))
-    if isinstance(error, KeyReused):
-        extra["x-should-retry"] = "false"
+    if isinstance(error, KeyReused) or (error.status >= 500 and not error.retryable):
+        extra["x-should-retry"] = "false"  # the SDK would try every 5xx again
     return OrjsonResponse({"error": error.body()}, status_code=error.status, headers=extra)
 
 
@@ -95,8 +99,8 @@ async def read_body(request: Request, limit: int) -> bytes:
 class RequestMiddleware:
     """Gives every exchange its x-request-id, counts it, and turns a bug into a clean 500.
 
-    More than `limit` exchanges at once on /v1 are refused with 429, so that the accepted ones keep their latency and
-    nothing waits without bound.
+    More than `limit` exchanges at once are refused with 429 on the paths that cost something, so that the accepted
+    ones keep their latency and nothing waits without bound.
     """
 
     def __init__(self, app: ASGIApp, *, echo: bool, limit: int) -> None:
@@ -131,11 +135,14 @@ class RequestMiddleware:
         begun = time.monotonic()
         self._in_flight += 1
         try:
-            if self._in_flight > self._limit and scope["path"].startswith("/v1/"):
+            if self._in_flight > self._limit and scope["path"] in _LIMITED:
                 full = Overloaded(f"this gateway answers {self._limit} requests already; retry shortly", retry_after_s=1)
                 await error_response(full)(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
+        except (ClientDisconnect, asyncio.CancelledError):
+            status = status if started else CLIENT_LEFT
+            raise
         except Exception as error:
             logger.opt(exception=error).error("request broke", path=scope["path"], request_id=request_id)
             if started:

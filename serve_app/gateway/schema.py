@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from serve_app.errors import BadRequest
 
 T = TypeVar("T", bound=BaseModel)
+_UNION_TAGS = frozenset({"str", "int"})  # pydantic puts the branch of a union into the path
+_DEEPEST = 64  # levels of JSON; more cannot be written again
 
 EXTENSIONS = ("x_route", "x_adapter", "x_project", "x_cache", "x_debate", "x_timeout_s")
 
@@ -63,6 +65,7 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -75,7 +78,7 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(min_length=1, max_length=512)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1, le=128)
@@ -109,7 +112,7 @@ class EmbeddingRequest(BaseModel):
 
     model: str = Field(min_length=1)
     input: str | list[str] | list[int] | list[list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = None
     user: str | None = None
 
@@ -133,7 +136,23 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
+    if _deeper_than(value, _DEEPEST):
+        raise BadRequest(f"the body is nested deeper than {_DEEPEST} levels", code="invalid_json")
     return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    row: list[Any] = [value]
+    for _ in range(levels):
+        row = [
+            inner
+            for outer in row
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not row:
+            return False
+    return True
 
 
 def check(schema: type[T], body: dict[str, Any]) -> T:
@@ -156,7 +175,7 @@ def _first_fault(error: ValidationError) -> BadRequest:
     for part in fault["loc"]:
         if isinstance(part, int):
             param += f"[{part}]"
-        elif not part.startswith(("list[", "str", "int", "constrained")):
+        elif part not in _UNION_TAGS and not part.startswith("list["):
             param += f".{part}" if param else part
     if fault["type"] == "missing":
         return BadRequest(f"missing required field {param!r}", param=param, code="missing_required_parameter")

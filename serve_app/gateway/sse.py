@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from serve_app.answers import AnswerBuilder
 from serve_app.errors import AifactoryError, UpstreamFailed, from_body
 from serve_app.events import ChoiceEnd, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
-from serve_app.lifecycle.handle import Reply
+from serve_app.lifecycle.reply import Reply
 from serve_app.runs import Answer
-from serve_app.telemetry import count, observe
+from serve_app.telemetry import count, logger, observe
 
 KEEPALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -161,6 +161,10 @@ class EventStream(StreamingResponse):
             count("aifactory_streams_dropped_total", route=self._reader.reply.route, reason=error.code)
             self._finished = True
             yield error_frame(error)
+        except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
+            logger.opt(exception=error).error("stream broke", trace_id=self._reader.reply.trace_id)
+            self._finished = True
+            yield error_frame(AifactoryError("the stream broke; the log has the cause under this trace_id"))
 
 
 async def collect(reader: Reader) -> dict[str, Any]:

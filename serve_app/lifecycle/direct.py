@@ -8,6 +8,7 @@ from serve_app.answers import AnswerBuilder, succeeded
 from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
 from serve_app.lifecycle.admit import Execute
+from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import finish_unrecorded, settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
 from serve_app.runs import Outcome, Run, RunStatus
@@ -17,14 +18,20 @@ _SETTLE_TRIES = 4
 
 
 class DirectRun:
-    """One question put to a replica, from this process; its events go to the publisher as they come."""
+    """One question put to a replica, from this process; its events go to the publisher as they come.
 
-    def __init__(self, admitted: Execute, *, store: RunStore, replicas: Replicas, publisher: RunPublisher) -> None:
+    Until the first token is published, a retryable fault is met by asking again; after it, never. No other layer retries.
+    """
+
+    def __init__(
+        self, admitted: Execute, *, store: RunStore, replicas: Replicas, publisher: RunPublisher, backoff: Backoff
+    ) -> None:
         self.run = admitted.run
         self._recorded = admitted.recorded
         self._store = store
         self._replicas = replicas
         self._publisher = publisher
+        self._backoff = backoff
         self._builder = AnswerBuilder(_model_id(admitted.run))
         self._task: asyncio.Task[None] | None = None
         self._stop_reason: str | None = None
@@ -49,7 +56,7 @@ class DirectRun:
             if self._stop_reason is not None:  # stopped before it began
                 raise asyncio.CancelledError
             async with asyncio.timeout(self.run.seconds_left):
-                return await self._stream()
+                return await self._answer()
         except TimeoutError:
             return failed(DeadlineExceeded(f"the run did not finish within its {_deadline_s(self.run):g} s"), self._builder)
         except asyncio.CancelledError:
@@ -64,27 +71,41 @@ class DirectRun:
             logger.opt(exception=error).error("direct run broke")
             return failed(AifactoryError("internal error; the log has the cause under this trace_id"), self._builder)
 
-    async def _stream(self) -> Outcome:
+    async def _answer(self) -> Outcome:
+        """Ask until a replica speaks, within the bounds of the backoff."""
+        for retry in range(self._backoff.retries + 1):
+            try:
+                # A name of its own: the engine may not have let go of the one before.
+                return await self._stream(self.run.trace_id if retry == 0 else f"{self.run.trace_id}-{retry}")
+            except AifactoryError as error:
+                pause = self._backoff.pause(error, retry, seconds_left=self.run.seconds_left)
+                if pause is None or not self._builder.empty:
+                    raise
+                logger.warning("replica fault before the first token, asking again", retry=retry + 1, error=error.message)
+            self._builder = AnswerBuilder(_model_id(self.run))
+            await asyncio.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    async def _stream(self, request_id: str) -> Outcome:
         question = self.run.question
         body = {**question.params, "messages": question.messages}
-        first = True
-        stream = self._replicas.stream(question.model, question.adapter, body, request_id=self.run.trace_id)
+        roles: list[RoleEvent] | None = []  # held back until there is a token, so that a retry does not repeat them
+        stream = self._replicas.stream(question.model, question.adapter, body, request_id=request_id)
         try:
             async for event in stream:
-                match event:
-                    case FinishedEvent():
-                        return succeeded(self._builder.answer(event))
-                    case UsageEvent():
-                        self._builder.add(event)
-                        continue
-                    case RoleEvent():
-                        pass
-                    case _ if first:
-                        first = False
-                        observe("aifactory_time_to_first_token_seconds", time.time() - self.run.started, route="direct")
-                    case _:
-                        pass
                 self._builder.add(event)
+                if isinstance(event, UsageEvent):
+                    continue
+                if isinstance(event, RoleEvent) and roles is not None:
+                    roles.append(event)
+                    continue
+                if roles is not None:
+                    observe("aifactory_time_to_first_token_seconds", time.time() - self.run.started, route="direct")
+                    for role in roles:
+                        await self._publisher.emit(role)
+                    roles = None
+                if isinstance(event, FinishedEvent):
+                    return succeeded(self._builder.answer(event))
                 await self._publisher.emit(event)
         finally:
             await stream.aclose()  # closing it early aborts the request in the engine

@@ -5,53 +5,29 @@ READ THIS FIRST. A `Lifecycle` knows ports only: the log, the cache, the bus, th
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from serve_app.answers import AnswerBuilder, replay, succeeded
 from serve_app.errors import AifactoryError, NotFound, Unavailable
-from serve_app.events import FinishedEvent, RecallReport, RunEvent
+from serve_app.events import FinishedEvent, RecallReport
 from serve_app.lifecycle.admit import Attach, Execute, Replay, admit
 from serve_app.lifecycle.direct import DirectRun, failed, record
 from serve_app.lifecycle.local_runs import LocalRuns
 from serve_app.lifecycle.readers import Readers
 from serve_app.lifecycle.recall import count_recall, embed_question, recall_exact, recall_semantic
+from serve_app.lifecycle.reply import Ask, Reply, held_or_recorded, replay_recorded, reply_to
+from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import not_recalled
+from serve_app.lifecycle.sweep import waiting_lease_s
+from serve_app.lifecycle.watch import Watch
 from serve_app.ports import AnswerCache, Audience, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
-from serve_app.runs import Answer, CachePolicy, Question, Run
+from serve_app.runs import Answer, Run
 from serve_app.settings import Settings
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import bound, logger
 
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A checked request: the question, and how the caller wants it handled. timeout_s is the whole run's deadline."""
-
-    trace_id: str  # of the run, if this request starts one
-    question: Question
-    cache: CachePolicy
-    timeout_s: float
-    idempotency_key: str | None = None
-
-
-@dataclass(slots=True)
-class Reply:
-    """The answer to a request as it comes. Close it when the client is gone or has all."""
-
-    trace_id: str
-    route: str
-    model: str
-    created: int  # Unix seconds
-    cache: RecallReport
-    events: AsyncIterator[RunEvent]
-    replayed: bool = False
-    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-
-    async def close(self) -> None:
-        """Stop reading. The last reader of an unkeyed run stops the run."""
-        await self._stack.aclose()
+_GRACE_S = 5.0  # a run's own deadline speaks before its reader's
 
 
 class Lifecycle:
@@ -90,7 +66,18 @@ class Lifecycle:
         await self._tasks.close(timeout_s=10)
 
     async def handle(self, ask: Ask) -> Reply:
-        """Answer one request. Raises the errors a client should see; the reply's events tell the rest."""
+        """Answer one request. Raises the errors a client should see; the reply's events tell the rest.
+
+        A caller that is cancelled while this runs leaves the run like any reader: a claim is never left without owner.
+        """
+        task = self._tasks.spawn(self._handle(ask), name=f"request {ask.trace_id}", awaited=True)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._leave_unread)
+            raise
+
+    async def _handle(self, ask: Ask) -> Reply:
         run = _new_run(ask)
         with bound(run.trace_id, route=run.route):
             if not run.keyed and (answer := await recall_exact(self.cache, run)):
@@ -98,17 +85,25 @@ class Lifecycle:
             if run.cache.mode == "only":
                 return await self._only_from_cache(run)
 
-            match await admit(self.store, run, lease_s=self.settings.lease_s):
+            lease_s = self.settings.lease_s
+            if run.route == "workflow":
+                lease_s = waiting_lease_s(run, lease_s)  # it may wait in the queue until its deadline
+            match await admit(self.store, run, lease_s=lease_s):
                 case Replay(record=row):
-                    return self._replay_recorded(row)
+                    return replay_recorded(row)
                 case Attach(record=row):
-                    return await self._attach(row)
+                    return await self._attach(row, deadline=run.deadline)
                 case Execute() as admitted:
                     return await self._execute(admitted)
 
     async def attach(self, row: RunRecord, *, after: int = -1) -> Reply:
         """Read an existing run along, from event `after` + 1 on: GET /v1/runs/{trace_id}/events."""
-        return await self._attach(row, after=after)
+        return await self._attach(row, deadline=time.time() + self.settings.request_timeout_s, after=after)
+
+    async def read_to_the_end(self, row: RunRecord, after: int) -> bool:
+        """Whether a reader that has event `after` has all of an ended run."""
+        last = await self.bus.last_seq(row.trace_id)
+        return last is not None and after >= last
 
     async def cancel(self, row: RunRecord, reason: str) -> None:
         """Stop a run wherever it executes. Does nothing when it has ended."""
@@ -140,15 +135,17 @@ class Lifecycle:
             else:
                 await self.queue.submit(run)
         except BaseException as error:
-            # The end of the run must not hang on the task that is just being cancelled.
-            await asyncio.shield(self._tasks.spawn(self._abandon(admitted, stack, publisher, error), name="abandon run"))
+            await self._abandon(admitted, stack, publisher, error)
             raise
         report = answer.cache if answer is not None and answer.cache else not_recalled(run)
         count_recall(report.result)
-        return _reply(run, admitted.created, report, reading.until_end(events), stack)
+        watch = self._watch(run.trace_id, run.deadline + _GRACE_S, recorded=admitted.recorded)
+        stack.push_async_callback(watch.close)
+        return reply_to(run, admitted.created, report, reading.until_end(watch.events(events)), stack)
 
     def _start_direct(self, admitted: Execute, publisher: RunPublisher) -> None:
-        direct = DirectRun(admitted, store=self.store, replicas=self.replicas, publisher=publisher)
+        backoff = Backoff.of(self.settings)
+        direct = DirectRun(admitted, store=self.store, replicas=self.replicas, publisher=publisher, backoff=backoff)
         self.local_runs.add(admitted.run, direct.stop, recorded=admitted.recorded)
         task = self._tasks.spawn(direct.execute(), name=f"run {admitted.run.trace_id}")
         task.add_done_callback(lambda _: self.local_runs.remove(admitted.run.trace_id))
@@ -171,7 +168,7 @@ class Lifecycle:
             await publisher.emit(body)
         report = answer.cache or RecallReport(result="exact")
         count_recall(report.result)
-        return _reply(run, run.started, report, events, stack)
+        return reply_to(run, run.started, report, events, stack)
 
     async def _only_from_cache(self, run: Run) -> Reply:
         answer = await recall_exact(self.cache, run)
@@ -182,36 +179,34 @@ class Lifecycle:
             raise NotFound("the cache has no answer to this (x_cache.mode is only)", param="x_cache", code="cache_miss")
         return await self._replay_cached(run, answer)
 
-    def _replay_recorded(self, row: RunRecord) -> Reply:
-        """The recorded result of a key, again."""
-        return Reply(
-            trace_id=row.trace_id,
-            route=row.route,
-            model=row.model,
-            created=int(row.created_at),
-            cache=(row.answer.cache if row.answer else None) or RecallReport(),
-            events=_recorded_events(row),
-            replayed=True,
-        )
-
-    async def _attach(self, row: RunRecord, *, after: int = -1) -> Reply:
-        if row.status.terminal and not await self.bus.holds(row.trace_id):
+    async def _attach(self, row: RunRecord, *, deadline: float, after: int = -1) -> Reply:
+        if row.status.terminal and await self.bus.last_seq(row.trace_id) is None:
             if after >= 0:
                 raise NotFound(f"events of run {row.trace_id} are no longer held; read it without Last-Event-ID", param="after")
-            return self._replay_recorded(row)
+            return replay_recorded(row)
         stack = AsyncExitStack()
         events = await stack.enter_async_context(self.bus.subscribe(row.trace_id, after=after))
         reading = await stack.enter_async_context(self.readers.reading(row.trace_id, keyed=row.keyed))
-        count_recall("attached")
+        watch = self._watch(row.trace_id, deadline, seen=after >= 0)
+        stack.push_async_callback(watch.close)
+        watched = watch.events(held_or_recorded(events, row, after))
         return Reply(
             trace_id=row.trace_id,
             route=row.route,
             model=row.model,
             created=int(row.created_at),
             cache=RecallReport(result="attached"),
-            events=reading.until_end(_held_or_recorded(events, row, after)),
+            events=reading.until_end(watched),
             _stack=stack,
         )
+
+    def _watch(self, trace_id: str, deadline: float, *, recorded: bool = True, seen: bool = False) -> Watch:
+        check_s = self.settings.lease_s / 3
+        return Watch(self.store, trace_id, deadline=deadline, check_s=check_s, recorded=recorded, seen=seen)
+
+    def _leave_unread(self, task: asyncio.Task[Reply]) -> None:
+        if not task.cancelled() and task.exception() is None and not self._tasks.closed:
+            self._tasks.spawn(task.result().close(), name="leave unread run")
 
     async def _abandon(
         self, admitted: Execute, stack: AsyncExitStack, publisher: RunPublisher | None, error: BaseException
@@ -230,11 +225,15 @@ class Lifecycle:
         while True:
             await asyncio.sleep(self.settings.lease_s / 3)
             trace_ids = self.local_runs.leased()
-            if trace_ids:
-                try:
-                    await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
-                except Unavailable as error:
-                    logger.warning("leases not extended", error=error.message, runs=len(trace_ids))
+            if not trace_ids:
+                continue
+            try:
+                ours = await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
+            except Exception as error:  # noqa: BLE001 - this loop keeps every run here alive; it must outlive any fault
+                logger.warning("leases not extended", error=str(error), runs=len(trace_ids))
+                continue
+            for trace_id in set(trace_ids) - ours:
+                self.local_runs.stop(trace_id, "another owner took the run over")
 
 
 def void(_: object) -> None:
@@ -258,32 +257,3 @@ def _new_run(ask: Ask) -> Run:
         cache=ask.cache,
         started=now,
     )
-
-
-def _reply(run: Run, created: float, report: RecallReport, events: AsyncIterator[RunEvent], stack: AsyncExitStack) -> Reply:
-    model = f"{run.question.model}:{run.question.adapter}" if run.question.adapter else run.question.model
-    return Reply(
-        trace_id=run.trace_id, route=run.route, model=model, created=int(created), cache=report, events=events, _stack=stack
-    )
-
-
-async def _recorded_events(row: RunRecord) -> AsyncIterator[RunEvent]:
-    if row.answer is None:
-        yield RunEvent(
-            row.trace_id, 0, FinishedEvent(reason="cancelled" if row.status == "cancelled" else "error", error=row.error)
-        )
-        return
-    for seq, body in enumerate(replay(row.answer)):
-        yield RunEvent(row.trace_id, seq, body)
-
-
-async def _held_or_recorded(events: AsyncIterator[RunEvent], row: RunRecord, after: int) -> AsyncIterator[RunEvent]:
-    """The run's own events while they are held; later its recorded result, which only a reader from the start can use."""
-    try:
-        async for event in events:
-            yield event
-    except NotFound:
-        if after >= 0 or not row.status.terminal:
-            raise
-        async for event in _recorded_events(row):
-            yield event

@@ -64,8 +64,10 @@ class Readers:
             seats.taken -= 1
             if seats.taken == 0:
                 del self._seats[trace_id]
-                # In a task of its own: the reader may be leaving because it is being cancelled.
-                self._tasks.spawn(self._all_left(trace_id, seats, stop=not (keyed or reading.ended)), name="readers left")
+                # In a task of its own: the reader may be leaving because it is being cancelled. After close() the
+                # process ends, and its runs with it.
+                if not self._tasks.closed:
+                    self._tasks.spawn(self._all_left(trace_id, seats, stop=not (keyed or reading.ended)), name="readers left")
 
     async def _all_left(self, trace_id: str, seats: _Seats, *, stop: bool) -> None:
         await seats.attendance.aclose()

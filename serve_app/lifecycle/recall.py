@@ -9,6 +9,7 @@ from serve_app.ports import AnswerCache, CacheHit, Embedder
 from serve_app.runs import Answer, Run
 from serve_app.telemetry import count, logger
 
+SEMANTIC_MAX_CHARACTERS = 2000
 SEMANTIC_MAX_TOKENS = 128  # above this a vector says too little about what a text asks
 
 
@@ -45,9 +46,15 @@ async def embed_question(embedder: Embedder | None, run: Run) -> Run:
     text = run.question.last_user_text
     if embedder is None or text is None or not text.strip() or not (run.cache.reads or run.cache.writes):
         return run
-    if embedder.count_tokens(text) > SEMANTIC_MAX_TOKENS or embedder.has_unknown(text):
+    if len(text) > SEMANTIC_MAX_CHARACTERS:
+        return run  # before the tokenizer sees it: that works on the event loop
+    try:
+        if embedder.count_tokens(text) > SEMANTIC_MAX_TOKENS or embedder.has_unknown(text):
+            return run
+        vectors: Sequence[list[float]] = await embedder.embed([text])
+    except Exception as error:  # noqa: BLE001 - whatever breaks in the cache costs a hit, never the answer
+        logger.opt(exception=error).warning("question not embedded, counted as a miss")
         return run
-    vectors: Sequence[list[float]] = await embedder.embed([text])
     return replace(run, embedding=vectors[0])
 
 

@@ -13,13 +13,15 @@ from serve_app.telemetry import count, logger, observe
 async def settle(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome) -> bool:
     """Commit the outcome and the cache entry in one transaction; only then publish the one `finished`.
 
-    False when the run was not ours any more (a later attempt owns it, or it has ended): nothing is published.
+    False when the run was not ours any more (a later attempt owns it, or it has ended): nothing is published, and
+    readers in this process end with an error that lets them read on where the run has gone.
     Raises errors.Unavailable when the database is away: then nothing is recorded and nothing published.
     """
     if outcome.answer is not None and outcome.answer.cache is None:
         outcome = replace(outcome, answer=replace(outcome.answer, cache=not_recalled(run)))
     if not await store.settle(run, outcome):
         logger.warning("outcome of run dropped: another attempt owns it", status=outcome.status, attempt=run.attempt)
+        publisher.let_go()
         return False
     await publisher.emit(finished_event(outcome))
     count("aifactory_runs_total", route=run.route, outcome=outcome.status.value)

@@ -33,11 +33,12 @@ def home_dir(settings: Settings) -> Path:
 
 
 def write_home(settings: Settings) -> Path:
-    """Write dagster.yaml and workspace.yaml and return their folder. The first holds a password: owner only."""
+    """Write dagster.yaml, workspace.yaml and the settings; return their folder. They hold passwords: owner only."""
     home = home_dir(settings)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     workspace = {"load_from": [{"python_module": {"module_name": DEFINITIONS, "location_name": "aifactory"}}]}
     write_private(home / "dagster.yaml", import_module(_CONFIGURATION).dagster_yaml(settings))
+    write_private(home / import_module(_CONFIGURATION).SETTINGS_FILE, import_module(_CONFIGURATION).settings_json(settings))
     write_private(home / "workspace.yaml", yaml.safe_dump(workspace, sort_keys=False))
     return home
 

@@ -29,6 +29,9 @@ def run_errand(errand: str, address: str, settings: Settings) -> None:
 
             sys.stdout.write(json.dumps(replica_stats(settings)) + "\n")
         else:
+            # Together: each drains for half a minute.
+            for name in (APP_NAME, WORKER_APP_NAME):
+                serve.delete(name, _blocking=False)
             for name in (APP_NAME, WORKER_APP_NAME):
                 serve.delete(name)
             if not serve.status().applications:

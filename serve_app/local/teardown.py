@@ -12,7 +12,7 @@ from serve_app.local.processes import ProcessRecord, child_environment, end, fin
 from serve_app.local.ray_node import EmbeddedRay, run_dir_for
 from serve_app.local.state import StackState, settings_file, state_file
 
-_WITHDRAW_TIMEOUT_S = 60.0
+_WITHDRAW_TIMEOUT_S = 150.0  # Serve drains gateways for 30 s, whether somebody is connected or not
 _USERS_GRACE_S = 4.0
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any, Final, get_args
 
 import orjson
-from pydantic import ValidationError
 
 from serve_app.errors import AifactoryError, BadRequest, NotFound, Overloaded, UpstreamFailed
 from serve_app.events import (
@@ -18,6 +17,7 @@ from serve_app.events import (
     Usage,
     UsageEvent,
 )
+from serve_app.telemetry import logger
 
 # What every chunk carries and the events carry in another way.
 _ENVELOPE: Final = frozenset({"id", "object", "created", "model", "choices", "usage"})
@@ -51,35 +51,43 @@ def error_from_replica(body: object, *, status: int | None) -> AifactoryError:
     if status in (429, 503):
         return Overloaded(message, retry_after_s=1)
     if 400 <= status < 500:
-        return BadRequest(message, param=param)
+        return BadRequest(message, param=param, code=code if isinstance(code, str) else None)
     return UpstreamFailed(message, param=param)
 
 
 class ChunkReader:
-    """Turns the chunks of one chat stream into events; `finish` says how the answer ended, and never invents an end."""
+    """Turns the chunks of one chat stream into events; `finish` says how the answer ended, and never invents an end.
 
-    def __init__(self) -> None:
+    `choices` is how many the request asked for.
+    """
+
+    def __init__(self, choices: int = 1) -> None:
+        self._choices = choices
         self._begun: set[int] = set()
         self._ends: dict[int, ChoiceEnd] = {}
         self._completion_tokens: dict[int, int] = {}
         self._extra: dict[str, Any] = {}
         self._usage: Usage | None = None
+        self._usage_reads = True
 
     def feed(self, raw: object) -> Iterator[EventBody]:
         """The events of one chunk, in order. Raises UpstreamFailed, or the error that the chunk carries."""
         chunk = parse_chunk(raw)
         try:
             yield from self._read(chunk)
-        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UpstreamFailed(f"the replica sent a malformed chunk: {type(error).__name__}: {error}") from error
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice has its end: all that may still come is the usage."""
+        return len(self._ends) >= self._choices and not self._begun - self._ends.keys()
 
     def finish(self) -> FinishedEvent:
         """The end of the answer. Raises UpstreamFailed when a choice, or all of it, was cut."""
-        open_choices = sorted(self._begun - set(self._ends))
-        if not self._ends or open_choices:
-            raise UpstreamFailed(
-                f"the replica's stream ended before choice {open_choices[0] if open_choices else 0} was finished"
-            )
+        if not self.complete:
+            ended = f"{len(self._ends)} of {max(self._choices, len(self._begun))} choices were"
+            raise UpstreamFailed(f"the replica's stream broke off: {ended} finished")
         ends = tuple(self._ends[index] for index in sorted(self._ends))
         reason: Any = ends[0].finish_reason
         return FinishedEvent(reason=reason if reason in _REASONS else "stop", choices=ends, extra=self._extra or None)
@@ -88,11 +96,9 @@ class ChunkReader:
         choices = chunk["choices"]
         for choice in choices:
             yield from self._read_choice(choice)
-        if usage := chunk.get("usage"):
-            total = self._sum_usage(usage, choices)
-            if total != self._usage:
-                self._usage = total
-                yield UsageEvent(usage=total)
+        if (usage := chunk.get("usage")) and (total := self._total(usage, choices)) != self._usage:
+            self._usage = total
+            yield UsageEvent(usage=total)
         for name, value in chunk.items():
             if name not in _ENVELOPE and value is not None:
                 self._extra[name] = value
@@ -122,6 +128,16 @@ class ChunkReader:
             if reason in _BROKEN_ENDS:
                 raise UpstreamFailed(f"the engine gave up on the request (finish_reason {reason!r})")
             self._ends[index] = ChoiceEnd(index=index, finish_reason=reason, stop_reason=choice.get("stop_reason"))
+
+    def _total(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> Usage:
+        """Usage of the whole answer; what cannot be read is left out: it does not spoil an answer."""
+        try:
+            return self._sum_usage(usage, choices)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if self._usage_reads:
+                self._usage_reads = False
+                logger.warning("the replica sent usage that cannot be read: {!r:.200}: {}", usage, error)
+            return self._usage or Usage()
 
     def _sum_usage(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> Usage:
         """Usage of the whole answer: a chunk with choices counts only the tokens of its own choice."""

@@ -1,8 +1,10 @@
 """Asks the replicas over Ray Serve. Holds handles only: importing this module imports neither vLLM nor torch."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ray import serve
@@ -10,17 +12,20 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve_app.errors import AifactoryError, Overloaded, UpstreamFailed
-from serve_app.events import EventBody
+from serve_app.events import EventBody, TokenEvent, ToolCallEvent
 from serve_app.ports import ModelCard
 from serve_app.replicas.catalog import Catalog, deployment_name
 from serve_app.replicas.chunks import ChunkReader, error_from_replica, parse_chunk
+from serve_app.replicas.ends import CompletionEnds, choices_due, completions_due
 from serve_app.replicas.probe import replica_stats
+from serve_app.replicas.whole import comes_whole
 from serve_app.settings import APP_NAME, ModelConfig, Settings
 from serve_app.telemetry import logger
 
 _RETRY_AFTER_S: Final = 1.0
 _STATS_TIMEOUT_S: Final = 5.0
 _PROBE_PAUSE_S: Final = 0.1
+_USAGE_WAIT_S: Final = 5.0  # for what comes after the last choice has ended
 
 
 class ServeReplicas:
@@ -28,9 +33,13 @@ class ServeReplicas:
 
     def __init__(self, settings: Settings, handles: Mapping[str, Any] | None = None) -> None:
         self._catalog = Catalog(settings.models)
-        self._silence_s = settings.request_timeout_s
+        self._settings = settings
         self._handles: dict[str, Any] = dict(handles or {})
         self._streaming: dict[str, Any] = {}
+
+    def take(self, settings: Settings) -> None:
+        """Take over changed live settings; calls under way keep the old ones."""
+        self._settings = settings
 
     def cards(self) -> list[ModelCard]:
         """Every model id that may be asked for, adapters included."""
@@ -40,29 +49,38 @@ class ServeReplicas:
         self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
     ) -> AsyncGenerator[EventBody, None]:
         """See ports.Replicas.stream."""
-        reader = ChunkReader()
-        async with self._call("chat_chunks", model, adapter, body, request_id) as chunks:
-            async for raw in chunks:
-                for event in reader.feed(raw):
-                    yield event
+        reader = ChunkReader(choices_due(body))
+        patience = self._patience(whole=comes_whole(body))
+        async with self._call("chat_chunks", model, adapter, body, request_id, patience) as chunks:
+            try:
+                async for raw in chunks:
+                    for event in reader.feed(raw):
+                        chunks.spoken = chunks.spoken or isinstance(event, TokenEvent | ToolCallEvent)
+                        yield event
+                    chunks.complete = reader.complete
+            except UpstreamFailed as error:
+                _forgive(error, complete=reader.complete)
         yield reader.finish()
 
     async def completions(
         self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
     ) -> AsyncGenerator[dict[str, Any], None]:
         """See ports.Replicas.completions."""
-        begun: set[int] = set()
-        ended: set[int] = set()
-        async with self._call("completion_chunks", model, adapter, body, request_id) as chunks:
-            async for raw in chunks:
-                chunk = parse_chunk(raw)
-                for choice in chunk.get("choices") or ():
-                    begun.add(choice["index"])
-                    if choice.get("finish_reason"):
-                        ended.add(choice["index"])
-                yield chunk
-        if not begun or begun - ended:
-            raise UpstreamFailed("the replica's stream ended before the completion was finished")
+        ends = CompletionEnds(completions_due(body))
+        patience = self._patience(whole=not body.get("stream"))
+        async with self._call("completion_chunks", model, adapter, body, request_id, patience) as chunks:
+            try:
+                async for raw in chunks:
+                    chunks.spoken = True
+                    chunk = parse_chunk(raw)
+                    ends.note(chunk)
+                    if not body.get("stream"):
+                        ends.check()  # all of it is here: whoever asked may not read on
+                    chunks.complete = ends.complete
+                    yield chunk
+            except UpstreamFailed as error:
+                _forgive(error, complete=ends.complete)
+        ends.check()
 
     async def answers(self, timeout_s: float) -> bool:
         """Whether at least one replica of every model answers. A model that may scale to zero counts as answering."""
@@ -95,16 +113,22 @@ class ServeReplicas:
             logger.warning("replicas of {} do not answer: {}: {}", model.model_id, type(error).__name__, error)
             return []
 
+    def _patience(self, *, whole: bool) -> "_Patience":
+        """How long a call may be silent. An answer that comes `whole` is all silence until it is there."""
+        live = self._settings
+        first_s = live.request_timeout_s if whole else live.first_token_timeout_s
+        return _Patience(first_s, live.stall_timeout_s, min(live.stall_timeout_s, _USAGE_WAIT_S))
+
     @asynccontextmanager
     async def _call(
-        self, method: str, model_id: str, adapter: str | None, body: dict[str, Any], request_id: str
-    ) -> AsyncIterator[AsyncIterator[Any]]:
+        self, method: str, model_id: str, adapter: str | None, body: dict[str, Any], request_id: str, patience: "_Patience"
+    ) -> AsyncIterator["_ReplicaStream"]:
         """Call a streaming method on a replica; leaving the block before the end aborts the request in the engine."""
         asked = f"{model_id}:{adapter}" if adapter else model_id
         model, adapter = self._catalog.resolve(asked)
         handle = self._stream_handle(model, asked if adapter else None)
         response = getattr(handle, method).remote({**body, "model": asked}, request_id)
-        stream = _ReplicaStream(response, asked, self._silence_s)
+        stream = _ReplicaStream(response, asked, patience)
         try:
             await stream.open()
             yield stream
@@ -125,13 +149,35 @@ class ServeReplicas:
         return self._handles[model.model_id]
 
 
-class _ReplicaStream:
-    """The items of one streaming call, Ray's faults turned into our errors."""
+def _forgive(error: UpstreamFailed, *, complete: bool) -> None:
+    """Once all choices have their ends, only the usage or the stream's own end can be missing. Raises `error` else."""
+    if not complete:
+        raise error
+    logger.warning("replica fault after the whole answer: {}", error.message)
 
-    def __init__(self, response: Any, model_id: str, silence_s: float) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """Seconds to wait: for the first token in all, between tokens, and once the answer is complete."""
+
+    first_s: float
+    stall_s: float
+    rest_s: float
+
+
+class _ReplicaStream:
+    """The items of one streaming call, Ray's faults turned into our errors.
+
+    The reader says when the first token has `spoken` and when the answer is `complete`: what may be waited for then.
+    """
+
+    def __init__(self, response: Any, model_id: str, patience: _Patience) -> None:
+        self.spoken = False
+        self.complete = False
         self._response = response
         self._model_id = model_id
-        self._silence_s = silence_s
+        self._patience = patience
+        self._asked = time.monotonic()
         self._chunks = 0
         self._ended = False
 
@@ -164,17 +210,27 @@ class _ReplicaStream:
                 logger.debug("nothing to abort at {}: {}", self._model_id, error)
 
     async def _next(self) -> Any:
+        wait_s, waited = self._wait()
         try:
-            async with asyncio.timeout(self._silence_s):
+            async with asyncio.timeout(wait_s):
                 return await anext(self._response)
         except StopAsyncIteration:
             self._ended = True
             raise
         except TimeoutError as error:
-            raise UpstreamFailed(f"the replica of {self._model_id} was silent for {self._silence_s:g} s") from error
+            raise UpstreamFailed(f"the replica of model {self._model_id} {waited}") from error
         except (RayError, RayServeException) as error:
             self._ended = True
             raise self._translate(error) from error
+
+    def _wait(self) -> tuple[float, str]:
+        """Seconds to wait for the next item, and what to say when it does not come."""
+        patience = self._patience
+        if not self.spoken:
+            left = self._asked + patience.first_s - time.monotonic()
+            return max(0.0, left), f"gave no token within {patience.first_s:g} s"
+        silence_s = patience.rest_s if self.complete else patience.stall_s
+        return silence_s, f"was silent for {silence_s:g} s after {self._chunks} chunks"
 
     def _translate(self, error: Exception) -> AifactoryError:
         cause = getattr(error, "cause", None) or error

@@ -2,16 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from ray import serve
 
 from serve_app.errors import BadRequest
+from serve_app.replicas.faults import FaultPlan, spoilt
+from serve_app.replicas.faults import Item as SentItem
 from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.simulated_request import Ask, read_chat, read_completion
 from serve_app.replicas.simulated_text import Script, count_tokens, write
-from serve_app.settings import SimulatedConfig
+from serve_app.settings import FaultConfig, SimulatedConfig
 
 Item = dict[str, Any]
 
@@ -26,8 +29,13 @@ class SimulatedServer:
     def __init__(self, model_id: str, config: dict[str, Any]) -> None:
         self._model_id = model_id
         self._config = SimulatedConfig(**config)
+        self._faults = FaultPlan(self._config.faults)
         self._waiting = 0
         self._running = 0
+
+    async def set_faults(self, faults: Sequence[dict[str, Any]]) -> None:
+        """What goes wrong from now on, counted afresh; for tests, over a handle. Raises ValueError for an unknown fault."""
+        self._faults = FaultPlan([FaultConfig(**fault) for fault in faults])
 
     async def stats(self) -> dict[str, Any]:
         """Requests before (`waiting`) and after (`running`) their first token."""
@@ -41,8 +49,31 @@ class SimulatedServer:
     async def check_health(self) -> None:
         """A simulation is always well."""
 
-    async def chat_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
+    async def chat_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[SentItem, None]:
         """Answer a chat request as a stream of chat.completion.chunk objects."""
+        async with aclosing(self._with_fault(self._chat(body, request_id), body)) as items:
+            async for item in items:
+                yield item
+
+    async def completion_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[SentItem, None]:
+        """Answer a legacy completion: the chunks of the stream, or the one response when `stream` is not set."""
+        async with aclosing(self._with_fault(self._completion(body, request_id), body)) as items:
+            async for item in items:
+                yield item
+
+    def _with_fault(self, items: AsyncGenerator[Item, None], body: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        fault = self._faults.next()
+        return items if fault is None else spoilt(items, fault, body, self._held)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def _chat(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
         try:
             ask = read_chat(body)
         except BadRequest as error:
@@ -67,8 +98,7 @@ class SimulatedServer:
                     }
         yield {**head, "choices": [], "usage": usage.total(), "system_fingerprint": "simulated"}
 
-    async def completion_chunks(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
-        """Answer a legacy completion: the chunks of the stream, or the one response when `stream` is not set."""
+    async def _completion(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
         try:
             asks = read_completion(body)
         except BadRequest as error:
@@ -102,11 +132,8 @@ class SimulatedServer:
     async def _paced(self, scripts: list[Script]) -> AsyncIterator[int]:
         """The number of each token, when its time has come: on a fixed beat, so that delays do not add up."""
         start = time.monotonic() + self._config.ttft_ms / 1000
-        self._waiting += 1
-        try:
+        with self._held():
             await asyncio.sleep(self._config.ttft_ms / 1000)
-        finally:
-            self._waiting -= 1
         self._running += 1
         try:
             for step in range(max([1, *(len(script.pieces) for script in scripts)])):

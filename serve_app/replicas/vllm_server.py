@@ -25,7 +25,7 @@ from vllm.exceptions import VLLMClientError
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.replicas.adapters import LocalAdapterLoader
 from serve_app.replicas.probe import hook_answer
-from serve_app.replicas.whole import chunks_of
+from serve_app.replicas.whole import chunks_of, comes_whole
 
 # So that the usage of an answer that is cut half-way is known too.
 _USAGE_ALL_ALONG: Final = {"include_usage": True, "continuous_usage_stats": True}
@@ -72,7 +72,7 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
             # vLLM refuses it too, but without naming the field.
             yield {"status": 400, "error": BadRequest("messages: at least one message is needed", param="messages").body()}
             return
-        whole = _cannot_stream(body)
+        whole = comes_whole(body)
         asked = {**body, "request_id": request_id, "stream": not whole, "stream_options": None if whole else _USAGE_ALL_ALONG}
         async with aclosing(self._answer(ChatCompletionRequest, "chat", asked)) as items:
             async for item in items:
@@ -147,11 +147,6 @@ def _adapter_fault(error: Exception) -> dict[str, Any]:
     elif not isinstance(error, AifactoryError):
         error = BadRequest(str(error), param="model")
     return {"status": error.status, "error": error.body()}
-
-
-def _cannot_stream(body: Mapping[str, Any]) -> bool:
-    """Whether vLLM refuses to stream this request, so that it must be answered whole."""
-    return bool(body.get("prompt_logprobs") or body.get("use_beam_search"))
 
 
 def _error_in(text: str) -> dict[str, Any] | None:

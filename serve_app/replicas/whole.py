@@ -1,6 +1,6 @@
 """A whole chat completion as the chunks of a stream. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 # Fields of a response that a chunk carries under the same name in another way.
@@ -20,3 +20,8 @@ def chunks_of(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**head, "choices": [{"index": choice["index"], "delta": delta, "logprobs": choice.get("logprobs"), **end}]}
     further = {name: value for name, value in response.items() if name not in _TAKEN_APART}
     yield {**head, **further, "choices": [], "usage": response["usage"]}
+
+
+def comes_whole(body: Mapping[str, Any]) -> bool:
+    """Whether vLLM refuses to stream this chat request, so that nothing comes before all of it."""
+    return bool(body.get("prompt_logprobs") or body.get("use_beam_search"))

@@ -12,7 +12,7 @@ from typing import Final
 from serve_app.errors import Overloaded
 from serve_app.ports import CacheHit, Claim, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
-from serve_app.store.outcomes import answer_to_keep, check_terminal, failed_retryably
+from serve_app.store.outcomes import abandoned_error, answer_to_keep, check_terminal, failed_retryably
 
 _GATEWAY_ROUTES: Final = ("direct", "rag")
 
@@ -98,13 +98,34 @@ class InMemoryRunStore:
         self._keys[run.trace_id] = place
         return Claim(claimed=True, record=record)
 
-    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> None:
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> frozenset[str]:
         """See ports.RunStore."""
-        now = time.time()
+        now, ours = time.time(), set()
         for trace_id in trace_ids:
             row = await self.find(trace_id)
             if row is not None and row.status is RunStatus.RUNNING:
                 self._rows[self._keys[trace_id]] = replace(row, lease_until=now + lease_s, updated_at=now)
+                ours.add(trace_id)
+        return frozenset(ours)
+
+    async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
+        """See ports.RunStore."""
+        now = time.time()
+        over = [
+            (row.lease_until, place)
+            for place, row in self._rows.items()
+            if row.status is RunStatus.RUNNING
+            and row.lease_until < now - (0 if row.route in _GATEWAY_ROUTES else workflow_overdue_s)
+        ]
+        ended = []
+        for _, place in sorted(over)[:limit]:
+            row = self._rows[place]
+            self._rows[place] = replace(
+                row, status=RunStatus.FAILED, attempt=row.attempt + 1, error=abandoned_error(), updated_at=now
+            )
+            self._retryable.add(row.trace_id)
+            ended.append(self._rows[place])
+        return ended
 
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """See ports.RunStore."""

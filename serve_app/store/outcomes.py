@@ -1,5 +1,8 @@
 """What an outcome means for the log and for the cache; the same for every RunStore."""
 
+from typing import Any
+
+from serve_app.errors import Unavailable
 from serve_app.runs import Answer, Outcome, Run, RunStatus, cacheable
 
 
@@ -20,3 +23,8 @@ def answer_to_keep(run: Run, outcome: Outcome) -> Answer | None:
 def failed_retryably(outcome: Outcome) -> bool:
     """Whether the same key may run again after this failure: its error object says `"retryable": true`."""
     return outcome.status is RunStatus.FAILED and outcome.error is not None and outcome.error.get("retryable") is True
+
+
+def abandoned_error() -> dict[str, Any]:
+    """The error object of a run whose owner fell silent."""
+    return Unavailable("the process that worked on this run is gone; ask again").record()

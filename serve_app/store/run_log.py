@@ -6,7 +6,7 @@ from typing import Any
 from serve_app.ports import Claim, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
 from serve_app.store.answers_json import answer_from_json, answer_to_json
-from serve_app.store.outcomes import answer_to_keep, check_terminal, failed_retryably
+from serve_app.store.outcomes import abandoned_error, answer_to_keep, check_terminal, failed_retryably
 from serve_app.store.pool import Connection, PostgresPool
 from serve_app.store.queries import load_queries
 
@@ -34,12 +34,21 @@ class PostgresRunStore:
             )
         return Claim(claimed=row["claimed"], record=_record(row))
 
-    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> None:
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> frozenset[str]:
         """See ports.RunStore."""
         if not trace_ids:
-            return
+            return frozenset()
         async with self._pool.connection() as connection:
-            await self._queries.extend_leases(connection, trace_ids=list(trace_ids), lease_s=lease_s)
+            rows = self._queries.extend_leases(connection, trace_ids=list(trace_ids), lease_s=lease_s)
+            return frozenset([row["trace_id"] async for row in rows])
+
+    async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
+        """See ports.RunStore."""
+        async with self._pool.connection() as connection:
+            rows = self._queries.end_abandoned(
+                connection, most=limit, workflow_overdue_s=workflow_overdue_s, error=abandoned_error()
+            )
+            return [_record(row) async for row in rows]
 
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """See ports.RunStore."""

@@ -29,10 +29,31 @@ SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error,
 )
 RETURNING new.*, (old.attempt IS NULL OR new.attempt > old.attempt) AS claimed;
 
--- name: extend_leases(trace_ids, lease_s)!
+-- name: extend_leases(trace_ids, lease_s)
+-- A trace_id names the owner of a row, so a row that was ended or taken over does not come back.
 UPDATE idempotency_log
 SET lease_until = now() + make_interval(secs => :lease_s), updated_at = now()
-WHERE trace_id = ANY (:trace_ids) AND status = 'running';
+WHERE trace_id = ANY (:trace_ids) AND status = 'running'
+RETURNING trace_id;
+
+-- name: end_abandoned(most, workflow_overdue_s, error)
+-- SKIP LOCKED: sweepers at work side by side take different rows, and none waits for a row that is being settled.
+WITH abandoned AS MATERIALIZED (
+    SELECT project, key
+    FROM idempotency_log
+    WHERE status = 'running'
+      AND lease_until < now()
+      AND (route <> 'workflow' OR lease_until < now() - make_interval(secs => :workflow_overdue_s))
+    ORDER BY lease_until
+    LIMIT :most
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE idempotency_log AS log
+SET status = 'failed', attempt = log.attempt + 1, error = :error, retryable = true, updated_at = now()
+FROM abandoned
+WHERE log.project = abandoned.project AND log.key = abandoned.key
+RETURNING log.project, log.key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
+          result, error, usage, dagster_run_id, created_at, log.updated_at;
 
 -- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)$
 -- The fence: only the attempt that owns the running row may end it. Null when it does not.

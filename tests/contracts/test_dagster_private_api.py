@@ -8,6 +8,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRun
 
 EXECUTOR, STORAGE, RUNNER, INSTANCE = "executor.py", "storage.py", "runner.py", "instance.py"
+LAUNCHER = "launcher.py"
 
 # user in dagster_project, module, attribute path, parameters that we pass (None: only its presence counts)
 USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
@@ -103,6 +104,12 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (RUNNER, "dagster", "DagsterInstance.report_run_canceling", ("run", "message")),
     (RUNNER, "dagster", "DagsterInstance.report_run_canceled", ("dagster_run", "message")),
     (RUNNER, "dagster", "DagsterInstance.report_run_failed", ("dagster_run", "message")),
+    (LAUNCHER, "dagster._core.errors", "DagsterLaunchFailedError", None),
+    (LAUNCHER, "dagster._core.launcher.base", "LaunchRunContext.dagster_run", None),
+    (LAUNCHER, "dagster._core.launcher.default_run_launcher", "DefaultRunLauncher.launch_run", ("context",)),
+    (LAUNCHER, "dagster._core.launcher.default_run_launcher", "DefaultRunLauncher.terminate", ("run_id",)),
+    (LAUNCHER, "dagster", "DagsterInstance.report_engine_event", ("message", "dagster_run", "cls")),
+    (LAUNCHER, "dagster", "DagsterInstance.root_directory", None),
     (INSTANCE, "dagster._core.instance.ref", "InstanceRef.from_dir", ("base_dir", "overrides")),
     (INSTANCE, "dagster", "DagsterInstance.get_yaml_python_handlers", ()),
     (INSTANCE, "dagster._core.storage.noop_compute_log_manager", "NoOpComputeLogManager", None),

@@ -80,6 +80,7 @@ async def test_postgres_may_go_and_come_back(switch: Switch) -> None:
         for attempt in (
             lambda: store.claim(run, lease_s=30),
             lambda: store.extend_leases([run.trace_id], lease_s=30),
+            lambda: store.end_abandoned(limit=0),
             lambda: store.settle(run, outcome),
             lambda: store.find(run.trace_id),
             lambda: store.note_dagster_run(run.trace_id, "d"),

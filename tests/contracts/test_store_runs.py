@@ -109,9 +109,71 @@ async def test_a_lease_that_is_over_lets_go_of_gateway_runs_only(store: Store, r
 async def test_an_extended_lease_holds(store: Store) -> None:
     first = a_run()
     await store.runs.claim(first, lease_s=OVER)
-    await store.runs.extend_leases([first.trace_id, new_trace_id()], lease_s=30)
+    assert await store.runs.extend_leases([first.trace_id, new_trace_id()], lease_s=30) == {first.trace_id}
     assert not (await store.runs.claim(a_run(), lease_s=30)).claimed
-    await store.runs.extend_leases([], lease_s=30)
+    assert await store.runs.extend_leases([], lease_s=30) == set()
+
+
+async def test_a_lease_can_be_made_shorter(store: Store) -> None:
+    run = a_run(route="workflow")
+    await store.runs.claim(run, lease_s=600)
+    await store.runs.extend_leases([run.trace_id], lease_s=30)
+    record = await store.runs.find(run.trace_id)
+    assert record is not None
+    assert record.lease_until == pytest.approx(time.time() + 30, abs=5)
+
+
+async def test_a_run_that_lost_its_row_extends_nothing(store: Store) -> None:
+    zombie, heir = a_run(), a_run()
+    await store.runs.claim(zombie, lease_s=OVER)
+    await store.runs.claim(heir, lease_s=30)
+    assert await store.runs.extend_leases([zombie.trace_id, heir.trace_id], lease_s=30) == {heir.trace_id}
+
+
+async def test_abandoned_runs_are_ended_and_others_left_alone(store: Store) -> None:
+    abandoned, held, ended = a_run("1", key="k"), a_run("2"), a_run("3")
+    await store.runs.claim(abandoned, lease_s=OVER)
+    await store.runs.claim(held, lease_s=30)
+    await store.runs.claim(ended, lease_s=OVER)
+    await store.runs.settle(ended, succeeded())
+    [record] = await store.runs.end_abandoned(limit=10)
+    assert (record.trace_id, record.status, record.attempt) == (abandoned.trace_id, RunStatus.FAILED, 2)
+    assert record.error is not None
+    assert (record.error["code"], record.error["type"], record.error["retryable"]) == ("unavailable", "server_error", True)
+    assert await store.runs.find(abandoned.trace_id) == record
+    assert await store.runs.end_abandoned(limit=10) == []
+    assert not await store.runs.settle(abandoned, succeeded(an_answer("late"))), "a zombie settled a run that was ended"
+    assert await store.runs.extend_leases([abandoned.trace_id], lease_s=30) == set()
+    again = await store.runs.claim(a_run("1", key="k"), lease_s=30)
+    assert (again.claimed, again.record.attempt) == (True, 3), "the caller's retry with the same key must run"
+
+
+async def test_a_workflow_run_may_be_left_to_the_queue_for_a_while(store: Store) -> None:
+    runs = {route: a_run(route, route=route) for route in ("direct", "rag", "workflow")}
+    for run in runs.values():
+        await store.runs.claim(run, lease_s=OVER)
+    ended = await store.runs.end_abandoned(limit=10, workflow_overdue_s=60)
+    assert {record.route for record in ended} == {"direct", "rag"}
+    assert [record.route for record in await store.runs.end_abandoned(limit=10)] == ["workflow"]
+
+
+async def test_the_longest_abandoned_run_is_ended_first_and_no_more_than_asked(store: Store) -> None:
+    late, later = a_run("1"), a_run("2")
+    await store.runs.claim(late, lease_s=OVER)
+    await store.runs.claim(later, lease_s=OVER * 10)
+    assert await store.runs.end_abandoned(limit=0) == []
+    assert [r.trace_id for r in await store.runs.end_abandoned(limit=1)] == [later.trace_id]
+    assert [r.trace_id for r in await store.runs.end_abandoned(limit=1)] == [late.trace_id]
+
+
+async def test_sweepers_side_by_side_end_each_run_once(store: Store) -> None:
+    runs = [a_run(str(n)) for n in range(40)]
+    for run in runs:
+        await store.runs.claim(run, lease_s=OVER)
+    swept: list[str] = []
+    while batches := [b for b in await asyncio.gather(*(store.runs.end_abandoned(limit=5) for _ in range(6))) if b]:
+        swept += [record.trace_id for batch in batches for record in batch]
+    assert sorted(swept) == sorted(run.trace_id for run in runs)
 
 
 async def test_an_ended_run_keeps_its_lease(store: Store) -> None:

@@ -106,3 +106,10 @@ def test_relative_links_in_pages_lead_somewhere() -> None:
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)} -> {target}")
     assert broken == []
+
+
+def test_files_named_in_pages_exist() -> None:
+    files = [path.relative_to(ROOT).as_posix() for path in repository_files()]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`([\w./-]*/[\w-]+\.(?:py|yaml|sql|md))`", page.read_text())}
+    assert {name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)} == set()

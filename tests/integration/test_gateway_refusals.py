@@ -40,6 +40,10 @@ async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
         ({"model": "m", "messages": USER, "x_cache": {"mode": "sometimes"}}, 400, "x_cache.mode", "invalid_value"),
         ({"model": "m", "messages": USER, "x_cache": {"treshold": 1}}, 400, "x_cache.treshold", "invalid_value"),
         ({"model": "m", "messages": USER, "x_project": "other"}, 403, "x_project", "project_forbidden"),
+        ({"model": "m", "messages": USER, "stream": "x"}, 400, "stream", "invalid_value"),
+        ({"model": "m", "messages": USER, "stream_options": 3}, 400, "stream_options", "invalid_value"),
+        ({"model": "m", "messages": [{"role": "assistant", "tool_calls": 5}]}, 400, "messages[0].tool_calls", "invalid_value"),
+        ({"model": "debate", "messages": USER, "x_debate": {"strategy": "duel"}}, 400, "x_debate.strategy", "invalid_value"),
         ({"model": "m", "messages": USER, "x_debate": {}}, 400, "x_debate", "invalid_value"),
         ({"model": "m", "messages": USER, "x_route": "rag"}, 400, "x_route", "unsupported"),
         ({"model": "m", "messages": USER, "x_route": "workflow", "tools": [{}]}, 400, "tools", "unsupported"),
@@ -65,6 +69,29 @@ async def test_broken_json_says_where(http: httpx.AsyncClient) -> None:
     assert response.status_code == 400
     assert "line 2" in response.json()["error"]["message"]
     assert (await http.post("/v1/chat/completions", content=b"[]")).status_code == 400
+
+
+async def test_deep_nesting_is_refused(http: httpx.AsyncClient) -> None:
+    deep = b'{"model": "m", "messages": [], "foo": ' + b"[" * 300 + b"]" * 300 + b"}"
+    response = await http.post("/v1/chat/completions", content=deep)
+    assert response.status_code == 400
+    assert "nested" in response.json()["error"]["message"]
+
+
+async def test_null_means_unset(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/chat/completions", json={"model": "m", "messages": USER, "stream": None, "max_tokens": None})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("name", ["%00", "x", "A" * 32])
+async def test_run_names_that_cannot_be(http: httpx.AsyncClient, name: str) -> None:
+    assert (await http.get(f"/v1/runs/{name}")).status_code == 404
+    assert (await http.post(f"/v1/runs/{name}/cancel")).status_code == 404
+
+
+async def test_completions_check_the_project(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"model": "m", "prompt": "x", "x_project": "other"})
+    assert response.status_code == 403
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -92,6 +92,26 @@ def test_a_cut_stream_is_an_error(chunks: list[str]) -> None:
         read(*chunks)
 
 
+def test_a_choice_that_never_began_is_missed() -> None:
+    reader = ChunkReader(2)
+    assert list(reader.feed(chunk({"content": "a"}, 0, finish_reason="stop")))
+    assert not reader.complete
+    with pytest.raises(UpstreamFailed, match="1 of 2 choices"):
+        reader.finish()
+
+
+@pytest.mark.parametrize("broken", ["oops", 7, ["x"], {"prompt_tokens": "many"}, {"completion_tokens": {"a": 1}}])
+def test_usage_that_cannot_be_read_leaves_what_is_known(broken: Any) -> None:
+    events = read(chunk({"content": "a"}, usage=usage(5, 1)), chunk({"content": "b"}, usage=broken, finish_reason="stop"))
+    assert [e.usage.total_tokens for e in events if isinstance(e, UsageEvent)] == [6]
+    assert isinstance(events[-1], FinishedEvent)
+
+
+def test_the_code_of_a_refusal_stays() -> None:
+    refused = error_from_replica({"message": "too long", "code": "context_length_exceeded"}, status=400)
+    assert (type(refused), refused.code) == (BadRequest, "context_length_exceeded")
+
+
 @pytest.mark.parametrize(
     "raw", ["not json", "[]", 7, None, {}, {"choices": [{}]}, {"choices": [{"index": 0, "delta": {"content": 5}}]}]
 )

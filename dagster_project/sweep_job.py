@@ -1,0 +1,79 @@
+"""The job `sweep`: ends abandoned runs from Dagster, for a stack whose workers are all gone.
+
+The warm workers sweep by themselves, for the price of one indexed query. As a Dagster job each sweep is a process of
+its own that takes seconds of CPU to start, so the schedule is off until an operator turns it on.
+"""
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from dagster import DagsterInstance, DefaultScheduleStatus, Failure, OpExecutionContext, ScheduleDefinition, job, op
+
+from dagster_project.home import stored_settings
+from serve_app.lifecycle.sweep import Sweeper
+from serve_app.ports import RunRecord
+from serve_app.settings import Settings
+from serve_app.telemetry import logger
+
+_MOST_WATCHES: Final = 3
+
+
+async def end_dagster_run(instance: DagsterInstance, record: RunRecord) -> None:
+    """Let Dagster know that an abandoned run has ended: its own process cannot say so any more. Does not raise."""
+    try:
+        await asyncio.to_thread(_report_failed, instance, record)
+    except Exception as error:  # noqa: BLE001 - Dagster's record is only a view of the run; the sweep goes on
+        logger.opt(exception=error).warning("Dagster was not told of an abandoned run", trace_id=record.trace_id)
+
+
+def _report_failed(instance: DagsterInstance, record: RunRecord) -> None:
+    run = instance.get_run_by_id(record.dagster_run_id) if record.dagster_run_id else None
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(run, "its worker fell silent; the run was ended as failed")
+
+
+async def watch_and_sweep(settings: Settings, instance: DagsterInstance) -> int:
+    """Watch until leases can be taken at their word, then end what is abandoned; how many runs that were.
+
+    Raises TimeoutError when Postgres or NATS does not stay long enough.
+    """
+    from serve_app.wiring import open_parts
+
+    parts = await open_parts(settings, name="sweep", with_embedder=False)
+    try:
+        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, on_ended=partial(end_dagster_run, instance))
+        ended = 0
+        async with asyncio.timeout(_MOST_WATCHES * (settings.lease_s + settings.queue_ack_wait_s)):
+            while True:
+                watching = sweeper.watching
+                ended += await sweeper.sweep()
+                if not watching:
+                    return ended
+                await asyncio.sleep(sweeper.interval_s)
+    finally:
+        await parts.close()
+
+
+@op(description="End runs whose owner fell silent; takes a lease's time to be sure")
+def end_abandoned_runs(context: OpExecutionContext) -> None:
+    settings = stored_settings(context.instance.root_directory)
+    try:
+        ended = asyncio.run(watch_and_sweep(settings, context.instance))
+    except TimeoutError as error:
+        raise Failure("Postgres or NATS was away for too long to tell abandoned runs from others; run it again") from error
+    context.log.info(f"{ended} abandoned runs ended")
+
+
+@job(name="sweep", description="End runs whose worker or gateway is gone")
+def sweep_job() -> None:
+    end_abandoned_runs()
+
+
+sweep_schedule = ScheduleDefinition(
+    name="sweep_every_five_minutes",
+    job=sweep_job,
+    cron_schedule="*/5 * * * *",
+    default_status=DefaultScheduleStatus.STOPPED,
+    description="Off: the warm workers sweep by themselves. Turn it on where no worker may be left.",
+)

@@ -1,0 +1,131 @@
+"""Completions and embeddings: answered without a run; no log, no cache."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from serve_app.errors import AifactoryError, BadRequest, DeadlineExceeded, NotFound, UpstreamFailed
+from serve_app.gateway.asks import resolve_model
+from serve_app.gateway.exchange import caller_of, unless_left
+from serve_app.gateway.http_app import CLIENT_LEFT, OrjsonResponse, read_body, state_of
+from serve_app.gateway.schema import CompletionRequest, EmbeddingRequest, check, parse_object
+from serve_app.gateway.sse import DONE, error_frame
+from serve_app.ports import Embedder
+from serve_app.runs import new_trace_id
+from serve_app.telemetry import logger
+
+router = APIRouter()
+T = TypeVar("T")
+_LONGEST_TOKEN = 32  # characters
+
+
+@router.post("/v1/completions")
+async def completions(request: Request) -> Response:
+    """Passed through to a replica: no log, no cache."""
+    state = state_of(request)
+    trace_id = new_trace_id()
+    headers = {"x-trace-id": trace_id, "x-route": "direct", "x-cache": "bypass"}
+    request.state.error_headers = headers
+    caller = await caller_of(request, state)
+    body = parse_object(await read_body(request, state.settings.max_body_bytes))
+    parsed = check(CompletionRequest, body)
+    caller.acting_for(parsed.x_project)
+    model, adapter = resolve_model(parsed.model, parsed.x_adapter, state.lifecycle.replicas)
+    body = {name: value for name, value in body.items() if not name.startswith("x_")}
+    chunks = state.lifecycle.replicas.completions(model, adapter, body, request_id=trace_id)
+    timeout_s = parsed.x_timeout_s or state.settings.request_timeout_s
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    try:
+        first = await unless_left(request, _in_time(anext(chunks), deadline))
+    except BaseException:
+        await chunks.aclose()
+        raise
+    if first is None:
+        await chunks.aclose()
+        return Response(status_code=CLIENT_LEFT)
+    if not parsed.stream:
+        await chunks.aclose()
+        return OrjsonResponse(first, headers=headers)
+
+    async def frames() -> AsyncIterator[bytes]:
+        try:
+            chunk: dict[str, Any] | None = first
+            while chunk is not None:
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+                chunk = await _in_time(anext(chunks, None), deadline)
+            yield DONE
+        except AifactoryError as error:
+            yield error_frame(error)
+        except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
+            logger.opt(exception=error).error("completion broke", trace_id=trace_id)
+            yield error_frame(UpstreamFailed("the completion broke off; the log has the cause under this trace_id"))
+        finally:
+            await chunks.aclose()
+
+    return StreamingResponse(frames(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no", **headers})
+
+
+@router.post("/v1/embeddings")
+async def embeddings(request: Request) -> Response:
+    state = state_of(request)
+    await caller_of(request, state)
+    parsed = check(EmbeddingRequest, parse_object(await read_body(request, state.settings.max_body_bytes)))
+    embedder = state.lifecycle.embedder
+    if embedder is None or parsed.model != embedder.model_id:
+        known = embedder.model_id if embedder else "none"
+        raise NotFound(f"embedding model {parsed.model!r} does not exist; known: {known}", param="model", code="model_not_found")
+    if parsed.dimensions is not None and parsed.dimensions != embedder.dimensions:
+        raise BadRequest(
+            f"{embedder.model_id} gives {embedder.dimensions} dimensions and cannot give {parsed.dimensions}",
+            param="dimensions",
+            code="unsupported",
+        )
+    vectors, tokens = await _embed(embedder, parsed.input)
+    entries = [
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, parsed.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return OrjsonResponse({"object": "list", "data": entries, "model": embedder.model_id, "usage": usage})
+
+
+async def _in_time(step: Awaitable[T], deadline: float) -> T:
+    """The result of `step`, until `deadline` (loop time). Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await step
+    except TimeoutError:
+        raise DeadlineExceeded("the completion did not finish within its time (x_timeout_s)") from None
+
+
+async def _embed(embedder: Embedder, value: str | list[str] | list[int] | list[list[int]]) -> tuple[list[list[float]], int]:
+    """Vectors and token count of any of the four forms that `input` may have."""
+    items: list[Any] = [value] if isinstance(value, str) or isinstance(value[0], int) else list(value)
+    texts = isinstance(items[0], str)
+    # Refused by length first: the tokenizer works on the event loop. No token is longer than a few dozen characters.
+    for number, item in enumerate(items):
+        if len(item) > embedder.max_tokens * _LONGEST_TOKEN:
+            raise BadRequest(
+                f"input {number} is too long for {embedder.model_id}; split it", param="input", code="context_length_exceeded"
+            )
+    sizes = [embedder.count_tokens(item) if texts else len(item) for item in items]
+    for number, size in enumerate(sizes):
+        if size > embedder.max_tokens:
+            raise BadRequest(
+                f"input {number} has {size} tokens, {embedder.model_id} takes at most {embedder.max_tokens}; split it",
+                param="input",
+                code="context_length_exceeded",
+            )
+    return await (embedder.embed(items) if texts else embedder.embed_ids(items)), sum(sizes)
+
+
+def _encoded(vector: list[float], encoding: str | None) -> list[float] | str:
+    if encoding != "base64":
+        return vector
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()

@@ -1,0 +1,72 @@
+"""What goes into the lifecycle (Ask) and what comes out of it (Reply)."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from serve_app.errors import NotFound
+from serve_app.events import RecallReport, RunEvent
+from serve_app.lifecycle.replays import recorded_events
+from serve_app.ports import RunRecord
+from serve_app.runs import CachePolicy, Question, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked request: the question, and how the caller wants it handled. timeout_s is the whole run's deadline."""
+
+    trace_id: str  # of the run, if this request starts one
+    question: Question
+    cache: CachePolicy
+    timeout_s: float
+    idempotency_key: str | None = None
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to a request as it comes. Close it when the client is gone or has all."""
+
+    trace_id: str
+    route: str
+    model: str
+    created: int  # Unix seconds
+    cache: RecallReport
+    events: AsyncIterator[RunEvent]
+    replayed: bool = False
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def close(self) -> None:
+        """Stop reading. The last reader of an unkeyed run stops the run."""
+        await self._stack.aclose()
+
+
+def reply_to(run: Run, created: float, report: RecallReport, events: AsyncIterator[RunEvent], stack: AsyncExitStack) -> Reply:
+    model = f"{run.question.model}:{run.question.adapter}" if run.question.adapter else run.question.model
+    return Reply(
+        trace_id=run.trace_id, route=run.route, model=model, created=int(created), cache=report, events=events, _stack=stack
+    )
+
+
+def replay_recorded(row: RunRecord) -> Reply:
+    """The recorded result of a key, again."""
+    return Reply(
+        trace_id=row.trace_id,
+        route=row.route,
+        model=row.model,
+        created=int(row.created_at),
+        cache=(row.answer.cache if row.answer else None) or RecallReport(),
+        events=recorded_events(row),
+        replayed=True,
+    )
+
+
+async def held_or_recorded(events: AsyncIterator[RunEvent], row: RunRecord, after: int) -> AsyncIterator[RunEvent]:
+    """The run's own events while they are held; later its recorded result, which only a reader from the start can use."""
+    try:
+        async for event in events:
+            yield event
+    except NotFound:
+        if after >= 0 or not row.status.terminal:
+            raise
+        async for event in recorded_events(row):
+            yield event

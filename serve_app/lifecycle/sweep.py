@@ -1,0 +1,151 @@
+"""No run stays `running` for ever: runs whose owner fell silent are ended, and their readers are told.
+
+A lease says who answers for a run. Its owner extends it while it works; a workflow run that waits in the queue has a
+lease that reaches past its deadline. Whoever finds a lease that is over may end the run, in one statement that also
+counts `attempt` up, so that an owner who comes back finds nothing to settle.
+
+The row is ended first and the one `finished` is published after that, as for every run. If NATS is away then, the
+sweeper that ended the row tells later; a gateway's readers see the end in the log meanwhile.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from serve_app.answers import finished_event, succeeded
+from serve_app.errors import AifactoryError, Unavailable
+from serve_app.events import FinishedEvent
+from serve_app.ports import EventBus, RunRecord, RunStore
+from serve_app.runs import Run, RunStatus
+from serve_app.settings import Settings
+from serve_app.telemetry import bound, count, logger
+
+_BATCH: Final = 100
+_MAX_UNTOLD: Final = 10_000
+
+
+def waiting_lease_s(run: Run, lease_s: float) -> float:
+    """The lease of a run that waits in the queue: until its deadline, and then as long as a silent owner gets."""
+    return max(0.0, run.seconds_left) + lease_s
+
+
+async def tell_end(bus: EventBus, record: RunRecord) -> None:
+    """Publish the `finished` of a run that the log knows as ended, unless its stream has one.
+
+    Raises errors.Unavailable when the stream cannot be asked. In bus=core nobody can be asked: there it is published
+    in any case, and a reader that has seen its run's end is not listening any more.
+    """
+    publisher = await bus.open_run(record.trace_id, resume=True)
+    if not publisher.finished:
+        await publisher.emit(_finished(record))
+
+
+class Sweeper:
+    """Ends abandoned runs. Any number may be at work side by side.
+
+    A lease only means something while its owner could extend it. So a sweeper that has just started, or saw
+    Postgres away, or stood still itself, watches for `lease_s` before it ends anything; and it leaves workflow runs
+    to the queue until NATS has been there long enough to bring them again.
+
+    `on_ended` is called with every ended run, and must not raise.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: RunStore,
+        bus: EventBus,
+        on_ended: Callable[[RunRecord], Awaitable[None]] | None = None,
+    ) -> None:
+        self.interval_s = settings.lease_s / 3
+        self._lease_s = settings.lease_s
+        self._redelivered_s = settings.lease_s + settings.queue_ack_wait_s
+        # At its owner's death at least two thirds of a lease are left, and the queue waits ack_wait from then on.
+        self._overdue_s = max(0.0, settings.queue_ack_wait_s - settings.lease_s * 2 / 3)
+        self._forlorn_s = settings.request_timeout_s
+        self._store = store
+        self._bus = bus
+        self._on_ended = on_ended
+        self._untold: deque[RunRecord] = deque(maxlen=_MAX_UNTOLD)
+        # The wall clock, which goes on while a machine sleeps, as the leases do.
+        self._swept_at = self._owners_since = self._queue_since = time.time()
+
+    @property
+    def watching(self) -> bool:
+        """Whether it still waits before it takes leases at their word."""
+        now = time.time()
+        return now - self._owners_since < self._lease_s or now - self._queue_since < self._redelivered_s
+
+    async def run(self) -> None:
+        """Sweep for ever; the caller cancels it."""
+        while True:
+            # Sweepers that started together drift apart.
+            await asyncio.sleep(self.interval_s * random.uniform(0.8, 1.0))  # noqa: S311 - jitter, not a secret
+            try:
+                await self.sweep()
+            except Exception as error:  # noqa: BLE001 - one bad sweep must not be the last; the log has the cause
+                logger.opt(exception=error).error("sweep broke")
+
+    async def sweep(self) -> int:
+        """End what is abandoned; how many runs that were. Postgres or NATS being away is logged, not raised."""
+        await self._look_around()
+        await self._tell(())
+        ended = 0
+        try:
+            while (swept := await self._sweep_batch()) > 0:
+                ended += swept
+                if swept < _BATCH:
+                    break
+        except Unavailable as error:
+            self._owners_since = time.time()
+            logger.warning("no sweep: the idempotency log is away", error=error.message)
+        return ended
+
+    async def _look_around(self) -> None:
+        now = time.time()
+        if now - self._swept_at > self._lease_s:
+            self._owners_since = self._queue_since = now  # this process stood still; so may the owners have
+        self._swept_at = now
+        try:
+            await self._bus.ping()
+        except Unavailable:
+            self._queue_since = time.time()
+
+    async def _sweep_batch(self) -> int:
+        now = time.time()
+        # With limit 0 Postgres is only asked whether it is there.
+        limit = _BATCH if now - self._owners_since >= self._lease_s else 0
+        queue_works = now - self._queue_since >= self._redelivered_s
+        records = await self._store.end_abandoned(
+            limit=limit, workflow_overdue_s=self._overdue_s if queue_works else self._forlorn_s
+        )
+        for record in records:
+            logger.warning("run ended: its owner fell silent", trace_id=record.trace_id, route=record.route)
+            count("aifactory_runs_total", route=record.route, outcome="abandoned")
+        await self._tell(records)
+        for record in records:
+            if self._on_ended is not None:
+                await self._on_ended(record)
+        return len(records)
+
+    async def _tell(self, ended: list[RunRecord] | tuple[()]) -> None:
+        self._untold.extend(ended)
+        while self._untold:
+            record = self._untold[0]
+            try:
+                with bound(record.trace_id):
+                    await tell_end(self._bus, record)
+            except AifactoryError as error:
+                logger.warning("readers of ended runs are told later", runs=len(self._untold), error=error.message)
+                return
+            self._untold.popleft()
+
+
+def _finished(record: RunRecord) -> FinishedEvent:
+    if record.answer is not None:
+        return finished_event(succeeded(record.answer))
+    return FinishedEvent(reason="cancelled" if record.status is RunStatus.CANCELLED else "error", error=record.error)

@@ -1,0 +1,89 @@
+"""Watching a run for its reader: silence is never taken for patience without asking the log.
+
+Whatever breaks between the one who executes a run and the one who reads it (a dead gateway, a lost `finished`, NATS
+gone for a while), the reader gets an honest end within about a third of a lease.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from serve_app.errors import DeadlineExceeded, Unavailable
+from serve_app.events import FinishedEvent, RunEvent
+from serve_app.lifecycle.replays import recorded_events
+from serve_app.ports import RunRecord, RunStore
+from serve_app.telemetry import logger
+
+
+class Watch:
+    """How long a reader waits: until its own `deadline` (Unix seconds), asking the log after `check_s` of silence.
+
+    `recorded` false: the log does not know the run, so it is not asked. `seen`: the reader has part of it already.
+    """
+
+    def __init__(self, store: RunStore, trace_id: str, *, deadline: float, check_s: float, recorded: bool, seen: bool) -> None:
+        self._store = store
+        self._trace_id = trace_id
+        self._deadline = deadline
+        self._check_s = check_s
+        self._recorded = recorded
+        self._seen = seen
+        self._lost = False
+        self._pending: asyncio.Task[RunEvent] | None = None
+
+    async def events(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
+        """The same events, and an end in any case. Raises DeadlineExceeded or Unavailable where the run gives none."""
+        while True:
+            if self._pending is None:
+                self._pending = asyncio.ensure_future(_next(events))
+            patience_s = min(self._check_s, max(0.0, self._deadline - time.time()))
+            done, _ = await asyncio.wait({self._pending}, timeout=patience_s)
+            if done:
+                task, self._pending = self._pending, None
+                event = task.result()
+                self._seen, self._lost = True, False
+                yield event
+                if isinstance(event.body, FinishedEvent):
+                    return
+                continue
+            if time.time() >= self._deadline:
+                raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
+            ended = await self._ask_the_log()
+            if ended is not None:
+                async for event in recorded_events(ended):
+                    yield event
+                return
+
+    async def close(self) -> None:
+        """Stop waiting for the next event. To be called before the subscription is closed."""
+        if self._pending is not None:
+            self._pending.cancel()
+            await asyncio.wait({self._pending}, timeout=1)
+
+    async def _ask_the_log(self) -> RunRecord | None:
+        """The run's row when it ended without telling us; None to wait on. Raises Unavailable when nobody keeps the run."""
+        if not self._recorded:
+            return None
+        try:
+            row = await self._store.find(self._trace_id)
+        except Unavailable as error:
+            logger.warning("a silent run cannot be looked up", trace_id=self._trace_id, error=error.message)
+            return None
+        gone = row is None or (row.status.terminal or row.lease_until < time.time())
+        if not gone:
+            self._lost = False
+            return None
+        if not self._lost:
+            self._lost = True  # its last events may be on their way: look once more
+            return None
+        if row is not None and row.status.terminal and (row.answer is None or not self._seen):
+            return row
+        # Part of the answer was read, and what came after it is lost: an end here would make it look whole.
+        raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
+
+
+async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        raise Unavailable("the run's events stopped before it was finished; send the request again", retry_after_s=1) from None

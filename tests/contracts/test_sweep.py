@@ -1,0 +1,184 @@
+"""The sweeper on every bus: an abandoned run ends once, its readers hear of it, and healthy runs are left alone."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+
+from serve_app.bus.connection import NatsConnection
+from serve_app.bus.event_bus import NatsEventBus
+from serve_app.bus.streams import ensure_event_stream, event_subject
+from serve_app.errors import Unavailable
+from serve_app.events import FinishedEvent, RoleEvent, TokenEvent, decode
+from serve_app.lifecycle.settle import settle
+from serve_app.lifecycle.sweep import Sweeper, tell_end, waiting_lease_s
+from serve_app.ports import RunRecord
+from serve_app.runs import RunStatus
+from serve_app.store.memory import InMemoryRunStore
+from serve_app.tasks import TaskOwner
+from tests.contracts.conftest import FAST, NatsServer, Stage, bus_settings, until
+from tests.contracts.store_cases import OVER, a_run, an_answer, succeeded
+
+WAIT_S = 10.0
+
+
+class Store(InMemoryRunStore):
+    """A log that may be away."""
+
+    away = False
+
+    async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
+        if self.away:
+            raise Unavailable("Postgres is away")
+        return await super().end_abandoned(limit=limit, workflow_overdue_s=workflow_overdue_s)
+
+
+def a_sweeper(store: InMemoryRunStore, bus: Any, *, watched: bool = True, lease_s: float = 30) -> Sweeper:
+    """A sweeper; `watched`: as one that has been there for long."""
+    sweeper = Sweeper(bus_settings(lease_s=lease_s), store=store, bus=bus)
+    if watched:
+        sweeper._owners_since = sweeper._queue_since = 0.0
+    return sweeper
+
+
+async def test_readers_of_an_abandoned_run_get_an_honest_end(stage: Stage) -> None:
+    store, gateway, follower, worker = InMemoryRunStore(), await stage.bus(), await stage.bus(), await stage.bus()
+    run = a_run()
+    await store.claim(run, lease_s=OVER)
+    async with asyncio.timeout(WAIT_S), follower.subscribe(run.trace_id) as events:
+        await (await gateway.open_run(run.trace_id)).emit(TokenEvent(text="half an ans"))
+        assert (await anext(events)).body == TokenEvent(text="half an ans")
+        assert await a_sweeper(store, worker).sweep() == 1
+        if stage.kind == "core":  # nobody knows the last seq there
+            with pytest.raises(Unavailable, match="began anew"):
+                await anext(events)
+        else:
+            end = await anext(events)
+            assert isinstance(end.body, FinishedEvent)
+            assert (end.seq, end.body.reason) == (1, "error")
+            assert (end.body.error or {})["code"] == "unavailable"
+            assert [event async for event in events] == []
+
+
+async def test_an_end_is_told_once(jetstream_stage: Stage) -> None:
+    store, owner = InMemoryRunStore(), await jetstream_stage.bus()
+    run, told = a_run(), []
+
+    async def hear(message: Msg) -> None:
+        told.append(type(decode(message.data).body))
+
+    tap = await jetstream_stage.connection("tap")
+    await tap.subscribe(event_subject(run.trace_id), hear)
+    await tap.flush()
+    await store.claim(run, lease_s=30)
+    publisher = await owner.open_run(run.trace_id)
+    await publisher.emit(RoleEvent())
+    await settle(store, publisher, run, succeeded(an_answer()))
+    record = await store.find(run.trace_id)
+    assert record is not None
+    # Its worker died after `finished`, or just before it: whoever looks after the run tells what is missing.
+    for _ in range(2):
+        await tell_end(await jetstream_stage.bus(), record)
+    other = replace(record, trace_id=a_run().trace_id)
+    bus = await jetstream_stage.bus()
+    await tell_end(bus, other)
+    async with asyncio.timeout(WAIT_S), bus.subscribe(other.trace_id) as events:
+        [end] = [event.body async for event in events]
+    assert isinstance(end, FinishedEvent)
+    assert (end.reason, end.winner) == ("stop", "m")
+    await tap.flush()
+    await until(lambda: len(told) >= 2)
+    assert told == [RoleEvent, FinishedEvent]
+
+
+async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_nats: NatsServer) -> None:
+    store, run = InMemoryRunStore(), a_run()
+    connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
+    connection.on_connect(ensure_event_stream(bus_settings()))
+    bus = NatsEventBus(connection, mode="jetstream", limits=FAST)
+    await connection.wait_connected(5)
+    sweeper = a_sweeper(store, bus)
+    try:
+        own_nats.kill()
+        await store.claim(run, lease_s=OVER)
+        assert await sweeper.sweep() == 1
+        record = await store.find(run.trace_id)
+        assert record is not None
+        assert record.status is RunStatus.FAILED
+        own_nats.start()
+        await connection.wait_connected(10)
+        assert await sweeper.sweep() == 0
+        async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
+            assert [type(event.body) async for event in events] == [FinishedEvent]
+    finally:
+        await connection.close()
+
+
+async def test_workflow_runs_are_left_to_the_queue_after_nats_was_away(own_nats: NatsServer) -> None:
+    store, run = InMemoryRunStore(), a_run(route="workflow")
+    connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
+    bus = NatsEventBus(connection, mode="core", limits=FAST)
+    await connection.wait_connected(5)
+    sweeper = a_sweeper(store, bus)
+    try:
+        await store.claim(run, lease_s=OVER)
+        own_nats.kill()
+        assert await sweeper.sweep() == 0
+        own_nats.start()
+        await connection.wait_connected(10)
+        assert await sweeper.sweep() == 0, "the queue had no time to bring the run again"
+        sweeper._queue_since = 0.0
+        assert await sweeper.sweep() == 1
+    finally:
+        await connection.close()
+
+
+async def test_leases_mean_nothing_to_one_who_just_came_or_saw_postgres_away(stage: Stage) -> None:
+    store, bus = Store(), await stage.bus()
+    await store.claim(a_run(), lease_s=OVER)
+    fresh = a_sweeper(store, bus, watched=False)
+    assert fresh.watching
+    assert await fresh.sweep() == 0, "it may be the owners that could not extend their leases"
+    old = a_sweeper(store, bus)
+    store.away = True
+    assert await old.sweep() == 0
+    store.away = False
+    assert await old.sweep() == 0, "Postgres is just back: the owners had no time to extend"
+    stopped = a_sweeper(store, bus)
+    stopped._swept_at -= 3600
+    assert await stopped.sweep() == 0, "it stood still, and so may have the owners"
+
+
+async def test_the_loop_ends_a_run_once_it_has_watched_for_a_lease(stage: Stage) -> None:
+    store, bus, run = InMemoryRunStore(), await stage.bus(), a_run()
+    await store.claim(run, lease_s=OVER)
+    owner = TaskOwner()
+    owner.spawn(a_sweeper(store, bus, watched=False, lease_s=0.3).run(), name="sweep")
+    try:
+        async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
+            assert [type(event.body) async for event in events] == [FinishedEvent]
+    finally:
+        await owner.close()
+
+
+async def test_one_who_lost_its_run_publishes_nothing_and_its_own_readers_end(stage: Stage) -> None:
+    """A gateway that stood still: its run was ended meanwhile."""
+    store, bus, run = InMemoryRunStore(), await stage.bus(), a_run()
+    await store.claim(run, lease_s=OVER)
+    publisher = await bus.open_run(run.trace_id)
+    async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
+        await publisher.emit(TokenEvent(text="x"))
+        assert (await anext(events)).seq == 0
+        await store.end_abandoned(limit=1)
+        assert not await settle(store, publisher, run, succeeded())
+        with pytest.raises(Unavailable, match="goes on in another process"):
+            await anext(events)
+    with pytest.raises(ValueError, match="goes on elsewhere"):
+        await publisher.emit(TokenEvent(text="late"))
+
+
+def test_a_waiting_run_is_held_past_its_deadline() -> None:
+    assert waiting_lease_s(a_run(), 30) == pytest.approx(90, abs=1)
+    assert waiting_lease_s(a_run(deadline=0.0), 30) == 30

@@ -1,0 +1,81 @@
+"""A warm worker in a process of its own, with scripted replicas: something a test can kill.
+
+python -m tests.fault.worker_process SETTINGS.json [HANGING TASKS, such as AB]
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dagster_project.executor import StepHost
+from dagster_project.instance import open_instance
+from dagster_project.pull_loop import PullLoop
+from dagster_project.runner import DebateRunner
+from dagster_project.sweep_job import end_dagster_run
+from serve_app.bus.connection import NatsConnection
+from serve_app.bus.event_bus import NatsEventBus
+from serve_app.bus.run_queue import run_queue
+from serve_app.lifecycle.sweep import Sweeper
+from serve_app.settings import Settings, settings_from_dict
+from serve_app.store.pool import PostgresPool
+from serve_app.store.run_log import PostgresRunStore
+from serve_app.tasks import TaskOwner
+from tests.integration.test_dagster_debate import Script, ScriptedReplicas
+
+
+class Surroundings:
+    """The real parts around a worker, as one process holds them."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        assert settings.postgres_dsn is not None
+        assert settings.nats_url is not None
+        self.settings = settings
+        self.pool = PostgresPool(settings.postgres_dsn.get_secret_value(), application_name=name)
+        self.store = PostgresRunStore(self.pool)
+        self.nats = NatsConnection(settings.nats_url.get_secret_value(), name, reconnect_wait_s=0.1)
+        self.bus = NatsEventBus.for_settings(self.nats, settings)
+        self.queue = run_queue(self.nats, settings)
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        stack.push_async_callback(self.pool.close)
+        stack.push_async_callback(self.nats.close)
+        await self.nats.wait_connected(10)
+
+
+async def open_worker(around: Surroundings, replicas: Any, stack: AsyncExitStack) -> None:
+    """A worker that pulls and sweeps until the stack is closed."""
+    settings = around.settings
+    instance = await asyncio.to_thread(open_instance, settings)
+    stack.push_async_callback(asyncio.to_thread, instance.dispose)
+    host = StepHost(asyncio.get_running_loop(), steps=16, steps_per_run=settings.tasks_per_run)
+    stack.callback(host.close)
+    runner = await asyncio.to_thread(DebateRunner, instance, host)
+    await asyncio.to_thread(runner.warm_up)
+    pulls = PullLoop(settings, store=around.store, bus=around.bus, queue=around.queue, replicas=replicas, runner=runner)
+    stack.push_async_callback(pulls.close, 0)
+    await pulls.start()
+    sweeping = TaskOwner()
+    stack.push_async_callback(sweeping.close)
+    sweeper = Sweeper(settings, store=around.store, bus=around.bus, on_ended=partial(end_dagster_run, instance))
+    sweeping.spawn(sweeper.run(), name="sweep")
+
+
+async def main(settings: Settings, hanging: str) -> None:
+    replicas = ScriptedReplicas(judge=Script(("A",)), **{label: Script(("x",), hangs=True) for label in hanging})
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with AsyncExitStack() as stack:
+        around = Surroundings(settings, "worker-under-test")
+        await around.open(stack)
+        await open_worker(around, replicas, stack)
+        await stopped.wait()
+
+
+if __name__ == "__main__":
+    stored = settings_from_dict(json.loads(Path(sys.argv[1]).read_text()))
+    asyncio.run(main(stored, sys.argv[2] if len(sys.argv) > 2 else ""))
