@@ -175,9 +175,9 @@ async def commit(context: OpExecutionContext, drafts: list[Draft], verdict: Verd
     with bound(debate.run.trace_id):
         question = debate.run.question
         answer = protocol.answer(question.model, debate.spec, drafts, verdict, debate.usage)
-        await debate.emit(TokenEvent(text=answer.text))
-        await debate.emit(UsageEvent(usage=answer.usage))
-        if not await debate.settle(succeeded(answer)):
+        # Only what is recorded is streamed as the answer: a job that runs again must not answer twice.
+        closing = (TokenEvent(text=answer.text), UsageEvent(usage=answer.usage))
+        if not await debate.settle(succeeded(answer), closing=closing):
             raise Failure("another attempt owns this run: the answer was not recorded", allow_retries=False)
     context.log_event(materialization(debate, answer))
     return verdict.winner

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from dagster import ResourceDefinition
@@ -62,14 +62,14 @@ class DebateRun:
         """What the run has used so far, all calls together."""
         return total_usage(list(self._usage.values()))
 
-    async def settle(self, outcome: Outcome) -> bool:
+    async def settle(self, outcome: Outcome, *, closing: Sequence[EventBody] = ()) -> bool:
         """Record the outcome and finish, once: whoever comes second gets the first one's result.
 
         A cancel does not tear a commit apart: it goes on behind. If the database was away, the next call tries again.
         Raises errors.Unavailable.
         """
         if self._settling is None or (self._settling.done() and _failed(self._settling)):
-            work = settle(self.store, self.publisher, self.run, outcome)
+            work = settle(self.store, self.publisher, self.run, outcome, closing=closing)
             self._settling = asyncio.get_running_loop().create_task(work)
         return await asyncio.shield(self._settling)
 

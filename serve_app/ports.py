@@ -56,9 +56,10 @@ class RunStore(Protocol):
     async def claim(self, run: Run, *, lease_s: float) -> Claim:
         """First durable write of a run: one statement.
 
-        Claimed when the key is new; or its run ended and the key is not the caller's own (an identical unkeyed
-        question asked again); or its run failed in a retryable way or was cancelled; or the row is `running` on a
-        route that lives in a gateway (direct, rag) and its lease is over. A taken-over row counts `attempt` up.
+        Claimed when the key is new; or its run ended before this request arrived and the key is not the caller's own
+        (an identical unkeyed question asked again); or its run failed in a retryable way or was cancelled; or the row is
+        `running` on a route that lives in a gateway (direct, rag) and its lease is over. A taken-over row counts
+        `attempt` up.
         Otherwise the row stays as it is and is returned with claimed=False.
         """
         ...
@@ -83,6 +84,10 @@ class RunStore(Protocol):
 
         False when the row was not ours any more (another attempt owns it, or it has ended): nothing is written.
         """
+        ...
+
+    async def purge(self, *, older_than_s: float, limit: int) -> None:
+        """Forget runs that ended longer ago than that, and cached answers that have expired; at most `limit` of each."""
         ...
 
     async def find(self, trace_id: str, *, project: str | None = None) -> RunRecord | None:
@@ -150,8 +155,8 @@ class EventBus(Protocol):
         """
         ...
 
-    async def last_seq(self, trace_id: str) -> int | None:
-        """The newest seq of the run that can be read, here or from the stream; None when nothing is held.
+    async def last_event(self, trace_id: str) -> RunEvent | None:
+        """The newest event of the run that can be read, here or from the stream; None when nothing is held.
 
         Raises errors.Unavailable.
         """

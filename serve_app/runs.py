@@ -60,6 +60,11 @@ class Question:
         return _digest({"messages": self.messages, **self._rest()})
 
     @property
+    def model_id(self) -> str:
+        """The model as the caller names it: `base` or `base:adapter`."""
+        return f"{self.model}:{self.adapter}" if self.adapter else self.model
+
+    @property
     def last_user_text(self) -> str | None:
         """The text of the closing user message, or None when the question does not end in plain user text."""
         if not self.messages or self.messages[-1].get("role") != "user":

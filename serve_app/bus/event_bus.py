@@ -82,13 +82,12 @@ class NatsEventBus:
         finally:
             await reader.close()
 
-    async def last_seq(self, trace_id: str) -> int | None:
+    async def last_event(self, trace_id: str) -> RunEvent | None:
         """See EventBus."""
         log = self._logs.find(trace_id)
-        if log is not None:
-            return log.next_seq - 1
-        last = await self._history.last(trace_id) if self._history is not None else None
-        return last.seq if last is not None else None
+        if log is not None and log.last is not None:
+            return log.last
+        return await self._history.last(trace_id) if self._history is not None else None
 
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """See EventBus. Returns once the server has the message."""

@@ -61,10 +61,10 @@ class InMemoryEventBus:
             async for event in events:
                 yield event
 
-    async def last_seq(self, trace_id: str) -> int | None:
+    async def last_event(self, trace_id: str) -> RunEvent | None:
         """See EventBus."""
         log = self._logs.find(trace_id)
-        return log.next_seq - 1 if log is not None else None
+        return log.last if log is not None else None
 
     async def publish_cancel(self, trace_id: str, reason: str) -> None:
         """See EventBus."""

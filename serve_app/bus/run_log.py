@@ -33,6 +33,10 @@ class RunLog:
         return True  # a log without events yet is a log: `find` must not take it for none
 
     @property
+    def last(self) -> RunEvent | None:
+        return self._events[-1] if self._events else None
+
+    @property
     def next_seq(self) -> int:
         return self.base + len(self._events)
 

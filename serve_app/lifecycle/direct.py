@@ -32,7 +32,7 @@ class DirectRun:
         self._replicas = replicas
         self._publisher = publisher
         self._backoff = backoff
-        self._builder = AnswerBuilder(_model_id(admitted.run))
+        self._builder = AnswerBuilder(admitted.run.question.model_id)
         self._task: asyncio.Task[None] | None = None
         self._stop_reason: str | None = None
 
@@ -47,9 +47,20 @@ class DirectRun:
         self._task = asyncio.current_task()
         with bound(self.run.trace_id, route=self.run.route):
             outcome = await self._outcome()
-            if outcome.usage.total_tokens:
-                await self._publisher.emit(UsageEvent(usage=outcome.usage))
-            await record(self._store, self._publisher, self.run, outcome, recorded=self._recorded)
+            # From here a stop comes too late, and nothing may tear the commit apart: it is bounded by its own tries.
+            task, self._task = self._task, None
+            recording = asyncio.ensure_future(self._record(outcome))
+            while not recording.done():
+                try:
+                    await asyncio.shield(recording)
+                except asyncio.CancelledError:
+                    if task is not None:
+                        task.uncancel()
+
+    async def _record(self, outcome: Outcome) -> None:
+        if outcome.usage.total_tokens:
+            await self._publisher.emit(UsageEvent(usage=outcome.usage))
+        await record(self._store, self._publisher, self.run, outcome, recorded=self._recorded)
 
     async def _outcome(self) -> Outcome:
         try:
@@ -82,7 +93,7 @@ class DirectRun:
                 if pause is None or not self._builder.empty:
                     raise
                 logger.warning("replica fault before the first token, asking again", retry=retry + 1, error=error.message)
-            self._builder = AnswerBuilder(_model_id(self.run))
+            self._builder = AnswerBuilder(self.run.question.model_id)
             await asyncio.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
@@ -127,26 +138,27 @@ async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Ou
         except Unavailable as error:
             logger.warning("the outcome could not be recorded yet", error=error.message, attempt=attempt)
             await asyncio.sleep(0.25 * 2**attempt)
+        except Exception as error:  # noqa: BLE001 - readers must get an end, whatever broke; the log gets the cause
+            logger.opt(exception=error).error("the outcome could not be recorded")
+            broken = AifactoryError("the answer could not be recorded; the log has the cause under this trace_id")
+            outcome = replace(failed(broken, AnswerBuilder(run.question.model_id)), usage=outcome.usage)
+            break
         else:
             return
     if run.keyed and outcome.status is RunStatus.SUCCEEDED:
         away = Unavailable("the answer could not be recorded under its Idempotency-Key: Postgres is away; retry")
-        outcome = replace(failed(away, AnswerBuilder(_model_id(run))), usage=outcome.usage)
+        outcome = replace(failed(away, AnswerBuilder(run.question.model_id)), usage=outcome.usage)
     await finish_unrecorded(publisher, run, outcome)
 
 
 def failed(error: AifactoryError, builder: AnswerBuilder) -> Outcome:
     """The outcome of a run that broke; what it had used until then is kept."""
-    return Outcome(RunStatus.FAILED, "error", builder.usage, error={**error.body(), "retryable": error.retryable})
+    return Outcome(RunStatus.FAILED, "error", builder.usage, error=error.record())
 
 
 def cancelled(reason: str, builder: AnswerBuilder) -> Outcome:
     """The outcome of a run that was stopped."""
-    return Outcome(RunStatus.CANCELLED, "cancelled", builder.usage, error=Cancelled(f"the run was cancelled: {reason}").body())
-
-
-def _model_id(run: Run) -> str:
-    return f"{run.question.model}:{run.question.adapter}" if run.question.adapter else run.question.model
+    return Outcome(RunStatus.CANCELLED, "cancelled", builder.usage, error=Cancelled(f"the run was cancelled: {reason}").record())
 
 
 def _deadline_s(run: Run) -> float:

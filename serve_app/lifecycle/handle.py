@@ -19,7 +19,7 @@ from serve_app.lifecycle.recall import count_recall, embed_question, recall_exac
 from serve_app.lifecycle.reply import Ask, Reply, held_or_recorded, replay_recorded, reply_to
 from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import not_recalled
-from serve_app.lifecycle.sweep import waiting_lease_s
+from serve_app.lifecycle.sweep import Sweeper, waiting_lease_s
 from serve_app.lifecycle.watch import Watch
 from serve_app.ports import AnswerCache, Audience, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
 from serve_app.runs import Answer, Run
@@ -60,6 +60,7 @@ class Lifecycle:
         """Listen for cancels and keep the leases of our runs."""
         await self.bus.on_cancel(lambda trace_id, reason: void(self.local_runs.stop(trace_id, reason)))
         self._tasks.spawn(self._keep_leases(), name="keep leases")
+        self._tasks.spawn(Sweeper(self.settings, store=self.store, bus=self.bus).run(), name="sweep")
 
     async def close(self) -> None:
         """Stop the runs that this process executes; each is settled as failed before this returns."""
@@ -90,7 +91,7 @@ class Lifecycle:
                 lease_s = waiting_lease_s(run, lease_s)  # it may wait in the queue until its deadline
             match await admit(self.store, run, lease_s=lease_s):
                 case Replay(record=row):
-                    return replay_recorded(row)
+                    return replay_recorded(row, shared=not run.keyed)
                 case Attach(record=row):
                     return await self._attach(row, deadline=run.deadline)
                 case Execute() as admitted:
@@ -102,8 +103,8 @@ class Lifecycle:
 
     async def read_to_the_end(self, row: RunRecord, after: int) -> bool:
         """Whether a reader that has event `after` has all of an ended run."""
-        last = await self.bus.last_seq(row.trace_id)
-        return last is not None and after >= last
+        last = await self.bus.last_event(row.trace_id)
+        return last is not None and after >= last.seq
 
     async def cancel(self, row: RunRecord, reason: str) -> None:
         """Stop a run wherever it executes. Does nothing when it has ended."""
@@ -180,7 +181,7 @@ class Lifecycle:
         return await self._replay_cached(run, answer)
 
     async def _attach(self, row: RunRecord, *, deadline: float, after: int = -1) -> Reply:
-        if row.status.terminal and await self.bus.last_seq(row.trace_id) is None:
+        if row.status.terminal and await self.bus.last_event(row.trace_id) is None:
             if after >= 0:
                 raise NotFound(f"events of run {row.trace_id} are no longer held; read it without Last-Event-ID", param="after")
             return replay_recorded(row)

@@ -41,22 +41,28 @@ class Reply:
 
 
 def reply_to(run: Run, created: float, report: RecallReport, events: AsyncIterator[RunEvent], stack: AsyncExitStack) -> Reply:
-    model = f"{run.question.model}:{run.question.adapter}" if run.question.adapter else run.question.model
     return Reply(
-        trace_id=run.trace_id, route=run.route, model=model, created=int(created), cache=report, events=events, _stack=stack
+        trace_id=run.trace_id,
+        route=run.route,
+        model=run.question.model_id,
+        created=int(created),
+        cache=report,
+        events=events,
+        _stack=stack,
     )
 
 
-def replay_recorded(row: RunRecord) -> Reply:
-    """The recorded result of a key, again."""
+def replay_recorded(row: RunRecord, *, shared: bool = False) -> Reply:
+    """The recorded result of a key, again. `shared`: of the run that an unkeyed request just missed."""
+    recalled = (row.answer.cache if row.answer else None) or RecallReport()
     return Reply(
         trace_id=row.trace_id,
         route=row.route,
         model=row.model,
         created=int(row.created_at),
-        cache=(row.answer.cache if row.answer else None) or RecallReport(),
+        cache=RecallReport(result="attached") if shared else recalled,
         events=recorded_events(row),
-        replayed=True,
+        replayed=not shared,
     )
 
 

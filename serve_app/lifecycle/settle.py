@@ -1,17 +1,20 @@
 """The end of a run: record the outcome, then say `finished`, once."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from serve_app.answers import finished_event
-from serve_app.events import RecallReport
+from serve_app.events import EventBody, RecallReport
 from serve_app.ports import RunPublisher, RunStore
 from serve_app.runs import Outcome, Run
 from serve_app.telemetry import count, logger, observe
 
 
-async def settle(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome) -> bool:
-    """Commit the outcome and the cache entry in one transaction; only then publish the one `finished`.
+async def settle(
+    store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome, *, closing: Sequence[EventBody] = ()
+) -> bool:
+    """Commit the outcome and the cache entry in one transaction; only then publish `closing` and the one `finished`.
 
     False when the run was not ours any more (a later attempt owns it, or it has ended): nothing is published, and
     readers in this process end with an error that lets them read on where the run has gone.
@@ -19,10 +22,12 @@ async def settle(store: RunStore, publisher: RunPublisher, run: Run, outcome: Ou
     """
     if outcome.answer is not None and outcome.answer.cache is None:
         outcome = replace(outcome, answer=replace(outcome.answer, cache=not_recalled(run)))
-    if not await store.settle(run, outcome):
+    if not await store.settle(run, outcome) and not await _was_ours(store, run, outcome):
         logger.warning("outcome of run dropped: another attempt owns it", status=outcome.status, attempt=run.attempt)
         publisher.let_go()
         return False
+    for body in closing:
+        await publisher.emit(body)
     await publisher.emit(finished_event(outcome))
     count("aifactory_runs_total", route=run.route, outcome=outcome.status.value)
     observe("aifactory_run_seconds", time.time() - run.started, route=run.route)
@@ -36,6 +41,12 @@ async def settle(store: RunStore, publisher: RunPublisher, run: Run, outcome: Ou
         error_code=(outcome.error or {}).get("code"),
     )
     return True
+
+
+async def _was_ours(store: RunStore, run: Run, outcome: Outcome) -> bool:
+    """Whether the row ended as we say by our own hand: the commit went through, only its reply was lost."""
+    row = await store.find(run.trace_id)
+    return row is not None and row.attempt == run.attempt and row.status is outcome.status
 
 
 async def finish_unrecorded(publisher: RunPublisher, run: Run, outcome: Outcome) -> None:

@@ -15,15 +15,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from serve_app.answers import finished_event, succeeded
+from serve_app.answers import finished_event, replay, succeeded
 from serve_app.errors import AifactoryError, Unavailable
-from serve_app.events import FinishedEvent
+from serve_app.events import FinishedEvent, RoleEvent, RunEvent, TokenEvent, UsageEvent
 from serve_app.ports import EventBus, RunRecord, RunStore
 from serve_app.runs import Run, RunStatus
 from serve_app.settings import Settings
 from serve_app.telemetry import bound, count, logger
 
 _BATCH: Final = 100
+_PURGE_EVERY_S: Final = 300
+_PURGE_BATCH: Final = 5000
 _MAX_UNTOLD: Final = 10_000
 
 
@@ -38,9 +40,15 @@ async def tell_end(bus: EventBus, record: RunRecord) -> None:
     Raises errors.Unavailable when the stream cannot be asked. In bus=core nobody can be asked: there it is published
     in any case, and a reader that has seen its run's end is not listening any more.
     """
+    last = await bus.last_event(record.trace_id)
     publisher = await bus.open_run(record.trace_id, resume=True)
-    if not publisher.finished:
-        await publisher.emit(_finished(record))
+    if publisher.finished:
+        return
+    if record.answer is not None and not _answer_is_out(last):
+        for body in replay(record.answer):
+            if not isinstance(body, RoleEvent | FinishedEvent):
+                await publisher.emit(body)
+    await publisher.emit(_finished(record))
 
 
 class Sweeper:
@@ -67,6 +75,8 @@ class Sweeper:
         # At its owner's death at least two thirds of a lease are left, and the queue waits ack_wait from then on.
         self._overdue_s = max(0.0, settings.queue_ack_wait_s - settings.lease_s * 2 / 3)
         self._forlorn_s = settings.request_timeout_s
+        self._retention_s = settings.run_retention_s
+        self._purged_at = 0.0
         self._store = store
         self._bus = bus
         self._on_ended = on_ended
@@ -100,6 +110,9 @@ class Sweeper:
                 ended += swept
                 if swept < _BATCH:
                     break
+            if time.time() - self._purged_at > _PURGE_EVERY_S:
+                self._purged_at = time.time()
+                await self._store.purge(older_than_s=self._retention_s, limit=_PURGE_BATCH)
         except Unavailable as error:
             self._owners_since = time.time()
             logger.warning("no sweep: the idempotency log is away", error=error.message)
@@ -143,6 +156,13 @@ class Sweeper:
                 logger.warning("readers of ended runs are told later", runs=len(self._untold), error=error.message)
                 return
             self._untold.popleft()
+
+
+def _answer_is_out(last: RunEvent | None) -> bool:
+    """Whether a stream that ends with `last` has the answer; drafts of debaters and progress are none."""
+    return last is not None and (
+        isinstance(last.body, UsageEvent) or (isinstance(last.body, TokenEvent) and last.body.task is None)
+    )
 
 
 def _finished(record: RunRecord) -> FinishedEvent:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve_app.events import ChoiceEnd, DebateReport, Usage
+from serve_app.events import ChoiceEnd, DebateReport, RecallReport, Usage
 from serve_app.runs import Answer
 
 
@@ -15,6 +15,7 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         "usage": answer.usage.model_dump(),
         "winner": answer.winner,
         "debate": answer.debate.model_dump(mode="json") if answer.debate else None,
+        "cache": answer.cache.model_dump() if answer.cache else None,
         "logprobs": list(answer.logprobs),
         "extra": answer.extra,
     }
@@ -29,6 +30,7 @@ def answer_from_json(value: dict[str, Any]) -> Answer:
         usage=Usage.model_validate(value["usage"]),
         winner=value["winner"],
         debate=DebateReport.model_validate(value["debate"]) if value["debate"] is not None else None,
+        cache=RecallReport.model_validate(value["cache"]) if value.get("cache") is not None else None,
         logprobs=tuple(value["logprobs"]),
         extra=value["extra"],
     )

@@ -87,7 +87,7 @@ class InMemoryRunStore:
             key=run.key,
             keyed=run.keyed,
             route=run.route,
-            model=run.question.model,
+            model=run.question.model_id,
             status=RunStatus.RUNNING,
             attempt=1 if row is None else row.attempt + 1,
             created_at=now,
@@ -127,6 +127,13 @@ class InMemoryRunStore:
             ended.append(self._rows[place])
         return ended
 
+    async def purge(self, *, older_than_s: float, limit: int) -> None:
+        """See ports.RunStore."""
+        before = time.time() - older_than_s
+        old = [place for place, row in self._rows.items() if row.status.terminal and row.updated_at < before]
+        for place in old[:limit]:
+            self._forget(place)
+
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """See ports.RunStore."""
         check_terminal(run, outcome)
@@ -164,6 +171,8 @@ class InMemoryRunStore:
             return False
         if row.status is RunStatus.RUNNING:
             return row.route in _GATEWAY_ROUTES and row.lease_until < time.time()
+        if row.status is RunStatus.SUCCEEDED:
+            return not row.keyed and row.updated_at < run.started
         return not row.keyed or row.status is RunStatus.CANCELLED or row.trace_id in self._retryable
 
     def _make_room(self) -> None:

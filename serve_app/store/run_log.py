@@ -29,7 +29,8 @@ class PostgresRunStore:
                 req_id=run.req_id,
                 trace_id=run.trace_id,
                 route=run.route,
-                model=run.question.model,
+                model=run.question.model_id,
+                arrived=run.started,
                 lease_s=lease_s,
             )
         return Claim(claimed=row["claimed"], record=_record(row))
@@ -81,6 +82,13 @@ class PostgresRunStore:
         """See ports.RunStore."""
         async with self._pool.connection() as connection:
             await self._queries.note_dagster_run(connection, trace_id=trace_id, dagster_run_id=dagster_run_id)
+
+    async def purge(self, *, older_than_s: float, limit: int) -> None:
+        """See ports.RunStore."""
+        async with self._pool.connection() as connection:
+            await self._queries.delete_old_runs(connection, older_than_s=older_than_s, most=limit)
+            await self._queries.delete_old_history(connection, older_than_s=older_than_s, most=limit)
+            await self._queries.delete_expired_answers(connection, most=limit)
 
     async def _keep(self, connection: Connection, run: Run, answer: Answer) -> None:
         await self._queries.store_answer(

@@ -36,3 +36,8 @@ JOIN completions_cache AS cached USING (req_id)
 WHERE cached.expires_at > now() AND -near.distance >= :threshold::float8
 ORDER BY near.distance
 LIMIT 1;
+
+-- name: delete_expired_answers(most)!
+-- Their vectors go with them.
+DELETE FROM completions_cache
+WHERE req_id IN (SELECT req_id FROM completions_cache WHERE expires_at < now() LIMIT :most);

@@ -1,7 +1,15 @@
--- name: claim_run(project, key, keyed, req_id, trace_id, route, model, lease_s)^
+-- name: claim_run(project, key, keyed, req_id, trace_id, route, model, arrived, lease_s)^
 -- Insert the row of a new key, or take an existing row over if its run may be repeated, else leave it as it is.
 -- Either way the row comes back, and `claimed` says which it was: a taken-over row always counts attempt up.
--- The last condition is the whole rule of what may be taken over; it is judged on the locked row.
+-- The last condition is the whole rule of what may be taken over; it is judged on the locked row. An unkeyed answer
+-- that was recorded after this request arrived (Unix seconds) is shared with it, as if it had joined in time.
+-- An ended run that may be replaced is kept in run_history, where it is still found by its trace_id.
+WITH past AS (
+    INSERT INTO run_history
+    SELECT * FROM idempotency_log
+    WHERE project = :project AND key = :key AND status <> 'running' AND NOT (keyed AND status = 'succeeded')
+    ON CONFLICT (trace_id) DO NOTHING
+)
 INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until)
 VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s))
 ON CONFLICT (project, key) DO UPDATE
@@ -20,7 +28,8 @@ SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error,
     WHERE taken_over = (
         log.req_id = excluded.req_id
         AND (
-            (log.status <> 'running' AND NOT log.keyed)
+            (log.status = 'succeeded' AND NOT log.keyed AND log.updated_at < to_timestamp(:arrived))
+            OR (log.status = 'failed' AND NOT log.keyed)
             OR (log.status = 'failed' AND log.retryable)
             OR log.status = 'cancelled'
             OR (log.status = 'running' AND log.route IN ('direct', 'rag') AND log.lease_until < now())
@@ -66,8 +75,29 @@ RETURNING trace_id;
 -- A null project asks in every project.
 SELECT project, key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
        result, error, usage, dagster_run_id, created_at, updated_at
-FROM idempotency_log
-WHERE trace_id = :trace_id AND (:project::text IS NULL OR project = :project::text);
+FROM (
+    SELECT * FROM idempotency_log WHERE trace_id = :trace_id
+    UNION ALL
+    SELECT * FROM run_history WHERE trace_id = :trace_id
+) AS runs
+WHERE :project::text IS NULL OR project = :project::text
+LIMIT 1;
+
+-- name: delete_old_runs(older_than_s, most)!
+-- Rows are kept for the retention, then go; a key may be used anew after that.
+WITH old AS MATERIALIZED (
+    SELECT trace_id FROM idempotency_log
+    WHERE status <> 'running' AND updated_at < now() - make_interval(secs => :older_than_s)
+    LIMIT :most
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM idempotency_log WHERE trace_id IN (SELECT trace_id FROM old);
+
+-- name: delete_old_history(older_than_s, most)!
+DELETE FROM run_history
+WHERE trace_id IN (
+    SELECT trace_id FROM run_history WHERE updated_at < now() - make_interval(secs => :older_than_s) LIMIT :most
+);
 
 -- name: note_dagster_run(trace_id, dagster_run_id)!
 UPDATE idempotency_log

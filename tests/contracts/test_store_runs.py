@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from serve_app.runs import Outcome, Route, RunStatus, new_trace_id
+from serve_app.store.pool import PostgresPool
+from serve_app.store.run_log import PostgresRunStore
 from tests.contracts.store_cases import CANCELLED, OVER, USAGE, Store, a_run, an_answer, failed, succeeded
 
 
@@ -85,9 +87,10 @@ async def test_a_key_with_another_body_is_never_claimed(store: Store, end: Outco
     ],
 )
 async def test_which_ended_runs_may_be_repeated(store: Store, key: str | None, end: Outcome, claimable: bool) -> None:
-    first, second = a_run(key=key), a_run(key=key)
+    first = a_run(key=key)
     await store.runs.claim(first, lease_s=30)
     assert await store.runs.settle(first, end)
+    second = a_run(key=key)
     claim = await store.runs.claim(second, lease_s=30)
     assert claim.claimed is claimable
     if claimable:
@@ -246,3 +249,40 @@ async def test_the_dagster_run_is_remembered(store: Store) -> None:
     record = await store.runs.find(run.trace_id)
     assert record is not None
     assert record.dagster_run_id == "d-1"
+
+
+async def test_an_answer_that_came_while_the_request_was_on_its_way_is_shared(store: Store) -> None:
+    first, second = a_run(), a_run()
+    await store.runs.claim(first, lease_s=30)
+    assert await store.runs.settle(first, succeeded())
+    claim = await store.runs.claim(second, lease_s=30)
+    assert not claim.claimed
+    assert claim.record.trace_id == first.trace_id
+    assert claim.record.answer is not None
+
+
+async def test_a_replaced_run_is_still_found_by_its_name(postgres_pool: PostgresPool) -> None:
+    store = PostgresRunStore(postgres_pool)
+    first = a_run()
+    await store.claim(first, lease_s=30)
+    assert await store.settle(first, succeeded())
+    second = a_run()
+    assert (await store.claim(second, lease_s=30)).claimed
+    past = await store.find(first.trace_id, project=first.project)
+    assert past is not None
+    assert past.status is RunStatus.SUCCEEDED
+    assert past.answer is not None
+    assert (await store.find(second.trace_id)) is not None
+    assert await store.find(first.trace_id, project="another") is None
+
+
+async def test_purge_forgets_what_is_old_and_nothing_else(store: Store) -> None:
+    ended, running = a_run(), a_run(text="still running")
+    for run in (ended, running):
+        await store.runs.claim(run, lease_s=30)
+    assert await store.runs.settle(ended, succeeded())
+    await store.runs.purge(older_than_s=3600, limit=10)
+    assert await store.runs.find(ended.trace_id) is not None
+    await store.runs.purge(older_than_s=-1, limit=10)
+    assert await store.runs.find(ended.trace_id) is None
+    assert await store.runs.find(running.trace_id) is not None

@@ -7,7 +7,6 @@ a first token that is due within 0.8 s may take 0.3 s.
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -23,6 +22,7 @@ from serve_app.replicas.client import ServeReplicas
 from serve_app.replicas.deployment import build_deployment
 from serve_app.runs import RunStatus
 from serve_app.settings import APP_NAME, ModelConfig, Settings, SimulatedConfig
+from tests.fault.replica_cases import CASES, Case
 from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
 
 pytestmark = [
@@ -51,45 +51,6 @@ MODELS = [_model("sim", ttft_ms=0, itl_ms=0), _model("pair", replicas=2, ttft_ms
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "x_cache": {"mode": "bypass"}}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A fault, and what a client should see: the whole answer where `error` is None."""
-
-    name: str
-    fault: dict[str, Any]
-    error: type[openai.APIError] | None = None
-    code: str | None = None
-    early: bool = True  # the error comes before the first token
-    finish: str = "stop"
-
-
-CASES = [
-    Case("429 without end", {"kind": "overloaded"}, openai.RateLimitError),
-    Case("429 with end", {"kind": "overloaded", "times": 2}),
-    Case("500 once", {"kind": "server_error", "times": 1}),
-    Case("500 without end", {"kind": "server_error"}, openai.InternalServerError),
-    Case("503", {"kind": "unavailable"}, openai.RateLimitError),
-    Case("503 once", {"kind": "unavailable", "times": 1}),
-    Case("reset before headers", {"kind": "reset"}, openai.InternalServerError),
-    Case("reset once", {"kind": "reset", "times": 1}),
-    Case("no reply", {"kind": "no_reply"}, openai.InternalServerError),
-    Case("no reply once", {"kind": "no_reply", "times": 1}),
-    Case("slow first token", {"kind": "slow_start", "seconds": 0.3}),
-    Case("cut at 0", {"kind": "cut", "after": 0, "times": 1}),
-    Case("cut at 40", {"kind": "cut", "after": 40}, openai.APIError, early=False),
-    Case("cut at 60", {"kind": "cut", "after": 60, "times": 1}, openai.APIError, early=False),
-    Case("long stall", {"kind": "stall", "after": 10, "seconds": 30}, openai.APIError, early=False),
-    Case("short stall", {"kind": "stall", "after": 10, "seconds": 0.3}),
-    Case("malformed chunk", {"kind": "malformed", "after": 5}, openai.APIError, early=False),
-    Case("end without finish_reason", {"kind": "no_finish"}, openai.APIError, early=False),
-    Case("no [DONE] after finish_reason", {"kind": "no_end"}),
-    Case("400 context", {"kind": "context"}, openai.BadRequestError, code="context_length_exceeded"),
-    Case("400 filter", {"kind": "filter"}, openai.BadRequestError, code="content_filter"),
-    Case("cut, prefill refused", {"kind": "no_prefill", "after": 30}, openai.APIError, early=False),
-    Case("flapping", {"kind": "server_error", "every": 2}),
-    Case("failing usage", {"kind": "bad_usage"}),
-    Case("finish_reason content_filter", {"kind": "filtered"}, finish="content_filter"),
-]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.name))
 
 
@@ -191,7 +152,9 @@ async def test_on_the_wire(case: Case, gateway: GatewayUnderTest, true_text: str
     frames = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     if case.error is None:
         assert frames.pop() == "[DONE]"
-        assert not any("error" in json.loads(frame) for frame in frames)
+        chunks = [json.loads(frame) for frame in frames]
+        assert not any("error" in chunk for chunk in chunks)
+        assert sum("role" in choice["delta"] for chunk in chunks for choice in chunk["choices"]) == 1
     elif case.early:
         assert response.status_code >= 400
         assert frames == []

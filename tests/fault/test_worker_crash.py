@@ -12,6 +12,8 @@ from serve_app.events import FinishedEvent, RoleEvent, RunEvent, TokenEvent, dec
 from serve_app.ports import RunRecord
 from serve_app.runs import Run, RunStatus
 from tests.fault.conftest import WAIT_S, Field, pause, resume
+from tests.fault.worker_process import DEPLOYED
+from tests.integration.test_dagster_debate import make_run
 
 
 def is_token(event: RunEvent) -> bool:
@@ -117,3 +119,12 @@ async def test_a_run_that_waits_in_the_queue_is_not_abandoned(field: Field) -> N
     assert queued.lease_until > waiting.deadline
     await field.bus.publish_cancel(busy.trace_id, "make room")
     await field.events(waiting, until=is_token)
+
+
+async def test_the_deployed_worker_sweeps(field: Field) -> None:
+    abandoned = make_run()
+    await field.store.claim(abandoned, lease_s=-1)
+    deployed = field.worker(DEPLOYED, lease_s=0.5, queue_ack_wait_s=0.2)
+    assert (await ended(field, abandoned)).status is RunStatus.FAILED
+    deployed.terminate()
+    assert deployed.wait(15) == 0

@@ -1,6 +1,8 @@
 """A warm worker in a process of its own, with scripted replicas: something a test can kill.
 
-python -m tests.fault.worker_process SETTINGS.json [HANGING TASKS, such as AB]
+python -m tests.fault.worker_process SETTINGS.json [HANGING TASKS, such as AB | deployed]
+
+`deployed` is the worker as Serve makes it, with its own replicas.
 """
 
 import asyncio
@@ -17,15 +19,18 @@ from dagster_project.instance import open_instance
 from dagster_project.pull_loop import PullLoop
 from dagster_project.runner import DebateRunner
 from dagster_project.sweep_job import end_dagster_run
+from dagster_project.worker import Worker
 from serve_app.bus.connection import NatsConnection
 from serve_app.bus.event_bus import NatsEventBus
 from serve_app.bus.run_queue import run_queue
 from serve_app.lifecycle.sweep import Sweeper
-from serve_app.settings import Settings, settings_from_dict
+from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
 from serve_app.tasks import TaskOwner
 from tests.integration.test_dagster_debate import Script, ScriptedReplicas
+
+DEPLOYED = "deployed"
 
 
 class Surroundings:
@@ -65,14 +70,24 @@ async def open_worker(around: Surroundings, replicas: Any, stack: AsyncExitStack
     sweeping.spawn(sweeper.run(), name="sweep")
 
 
+class _Deployed(Worker):
+    def __del__(self) -> None:  # type: ignore[override]
+        """Only Serve awaits the real one."""
+
+
 async def main(settings: Settings, hanging: str) -> None:
     replicas = ScriptedReplicas(judge=Script(("A",)), **{label: Script(("x",), hangs=True) for label in hanging})
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with AsyncExitStack() as stack:
-        around = Surroundings(settings, "worker-under-test")
-        await around.open(stack)
-        await open_worker(around, replicas, stack)
+        if hanging == DEPLOYED:
+            worker = _Deployed.__new__(_Deployed)
+            await worker.__init__(settings_to_dict(settings))  # type: ignore[misc]  # as Serve does
+            stack.push_async_callback(worker.shutdown)
+        else:
+            around = Surroundings(settings, "worker-under-test")
+            await around.open(stack)
+            await open_worker(around, replicas, stack)
         await stopped.wait()
 
 

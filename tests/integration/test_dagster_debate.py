@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dagster_project.instance import open_instance
 from dagster_project.pull_loop import PullLoop
 from dagster_project.runner import DebateRunner, dagster_run_id
 from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
-from serve_app.errors import BadRequest, UpstreamFailed
+from serve_app.errors import BadRequest, Unavailable, UpstreamFailed
 from serve_app.events import (
     ChoiceEnd,
     EventBody,
@@ -378,6 +378,68 @@ async def test_a_run_whose_worker_died_is_run_again_as_a_child(settings: Setting
     child = await stand.dagster_run(run, take=2)
     assert child.status is DagsterRunStatus.SUCCESS
     assert child.parent_run_id == dagster_run_id(run.trace_id, 1)
+
+
+async def test_the_end_is_told_when_a_worker_died_between_the_record_and_finished(
+    settings: Settings, instance: DagsterInstance
+) -> None:
+    stand = Stand(settings, instance, ScriptedReplicas())
+    stand.settings = settings.model_copy(update={"queue_ack_wait_s": 0.1})
+    run = await stand.submit()
+    error = {"message": "it broke", "code": "upstream_failed"}
+    await stand.store.settle(run, Outcome(RunStatus.FAILED, "error", Usage(), error=error))
+    async with aclosing(stand.queue.deliveries(limit=1)) as deliveries:
+        await anext(deliveries)  # the worker that died
+    async with stand.working() as pulls:
+        [end] = bodies(await stand.events(run))
+        await stand.until_quiet(pulls)
+    assert isinstance(end, FinishedEvent)
+    assert end.error == error
+    assert stand.replicas.calls == []
+
+
+async def test_a_run_that_was_ended_meanwhile_is_stopped_and_says_nothing_more(
+    settings: Settings, instance: DagsterInstance
+) -> None:
+    stand = Stand(settings, instance, ScriptedReplicas(**{label: Script(hangs=True) for label in "ABC"}))
+    stand.settings = settings.model_copy(update={"lease_s": 0.6})
+    async with stand.working() as pulls:
+        run = await stand.submit()
+        async with asyncio.timeout(WAIT_S), stand.bus.subscribe(run.trace_id) as events:
+            with pytest.raises(Unavailable, match="goes on in another process"):  # noqa: PT012 - it says so while we read
+                async for event in events:
+                    if isinstance(event.body, TokenEvent) and event.body.task is not None:
+                        await stand.store.extend_leases([run.trace_id], lease_s=-1)
+                        await stand.store.end_abandoned(limit=1)
+        await stand.until_quiet(pulls)
+    assert stand.replicas.open == 0, "the engine still works for a run that has ended"
+    record = await stand.store.find(run.trace_id)
+    assert record is not None
+    assert (record.status, record.attempt) == (RunStatus.FAILED, 2)
+    assert (await stand.dagster_run(run)).status is DagsterRunStatus.FAILURE
+
+
+async def test_a_healthy_run_survives_its_last_delivery_to_another_worker(settings: Settings, instance: DagsterInstance) -> None:
+    stand = Stand(settings, instance, ScriptedReplicas(A=Script(hangs=True), judge=Script(("A",))))
+    stand.queue = InMemoryRunQueue(ack_wait_s=0.5, max_deliver=1)
+    async with stand.working() as healthy:
+        run = await stand.submit()
+        async with asyncio.timeout(WAIT_S), stand.bus.subscribe(run.trace_id) as events:
+            async for event in events:
+                if isinstance(event.body, TokenEvent):
+                    break
+        first, stand.queue = stand.queue, InMemoryRunQueue(ack_wait_s=0.1, max_deliver=2)
+        await stand.queue.submit(run)
+        async with aclosing(stand.queue.deliveries(limit=1)) as deliveries:
+            await anext(deliveries)
+        async with stand.working() as other:
+            await stand.until_quiet(other)
+        record = await stand.store.find(run.trace_id)
+        assert record is not None
+        assert record.status is RunStatus.RUNNING, "a worker gave up a run that another one executes"
+        stand.queue = first
+        await stand.bus.publish_cancel(run.trace_id, "enough")
+        await stand.until_quiet(healthy)
 
 
 async def test_a_cancel_during_the_commit_does_not_tear_it_apart(settings: Settings, instance: DagsterInstance) -> None:

@@ -12,13 +12,14 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from dagster_project.instance import open_instance
+from dagster_project.jobs import debate_job
 from dagster_project.runner import dagster_run_id
 from serve_app.events import FinishedEvent, TokenEvent
 from serve_app.lifecycle.sweep import waiting_lease_s
 from serve_app.local.dagster_home import DagsterUi, write_home
 from serve_app.local.ports import choose_port
 from serve_app.local.processes import child_environment, end, is_alive, last_lines
-from serve_app.runs import RunStatus
+from serve_app.runs import RunStatus, new_trace_id
 from serve_app.settings import Settings
 from tests.contracts.conftest import NatsServer, own_nats  # noqa: F401 - a fixture
 from tests.fault.worker_process import Surroundings, open_worker
@@ -146,6 +147,20 @@ async def test_a_debate_is_not_launched_from_the_page_and_the_sweep_is(ui_instan
     assert status == "SUCCESS"
     [schedule] = (await page.ask(SCHEDULES))["results"]
     assert schedule["scheduleState"]["status"] == "STOPPED"
+
+
+async def test_terminate_says_so_when_nats_is_away(
+    ui_instance: DagsterInstance,
+    page: Page,
+    own_nats: NatsServer,  # noqa: F811 - the fixture
+) -> None:
+    tags = {"trace_id": new_trace_id()}
+    run = ui_instance.create_run_for_job(job_def=debate_job(), status=DagsterRunStatus.STARTED, tags=tags)
+    own_nats.kill()
+    told = await page.ask(TERMINATE, run=run.run_id)
+    assert told["__typename"] == "PythonError", told
+    assert "NATS" in told["message"]
+    assert await _status(ui_instance, tags["trace_id"]) is DagsterRunStatus.STARTED
 
 
 async def _status(instance: DagsterInstance, trace_id: str) -> DagsterRunStatus:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from ray.serve._private.constants import RAY_SERVE_HAPROXY_INGRESS_RETRY_ON, RAY_SERVE_HAPROXY_RETRY_ON
 
 from serve_app.replicas import deployment
 from serve_app.settings import AdapterConfig, ModelConfig, Settings
@@ -37,6 +38,14 @@ def test_prompts_are_not_logged_and_the_operator_has_the_last_word() -> None:
     assert env["VLLM_NO_USAGE_STATS"] == "0"
     assert env["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in deployment._environment(model())
+
+
+def test_nothing_below_us_retries_a_request() -> None:
+    """Retries are DirectRun's (and a debater's): the proxy may only repeat what it could not send at all."""
+    assert RAY_SERVE_HAPROXY_RETRY_ON == "conn-failure"
+    assert RAY_SERVE_HAPROXY_INGRESS_RETRY_ON == "conn-failure"
+    bound = deployment.build_deployment(model(engine="simulated"), source_path="")._bound_deployment
+    assert not {"max_task_retries", "retry_exceptions"} & bound.ray_actor_options.keys()
 
 
 def test_adapters_switch_lora_on() -> None:

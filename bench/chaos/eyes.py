@@ -1,0 +1,134 @@
+"""Sees into the Ray cluster of a stack: which actor is which process, and how busy the engines are.
+
+A process of its own, because Ray reads its login from the environment when it is imported. One question a line on
+stdin, one JSON answer a line on stdout.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from serve_app.local import deployment
+from serve_app.local.processes import child_environment
+from serve_app.local.state import StackState, settings_file
+from serve_app.settings import APP_NAME, WORKER_APP_NAME, settings_from_dict
+
+Role = Literal["gateway", "worker", "replica"]
+_PREFIXES: dict[str, Role] = {
+    f"SERVE_REPLICA::{APP_NAME}#gateway#": "gateway",
+    f"SERVE_REPLICA::{APP_NAME}#model-": "replica",
+    f"SERVE_REPLICA::{WORKER_APP_NAME}#debate-worker#": "worker",
+}
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A live actor of the stack."""
+
+    role: Role
+    name: str
+    pid: int
+
+
+class Eyes:
+    """The asking side."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, state: StackState, stack: AsyncExitStack) -> Self:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bench.chaos.eyes",
+            str(state.ray_address),
+            str(settings_file(state.state_dir)),
+            env=child_environment(deployment.ray_variables(state)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            limit=2**20,
+        )
+        eyes = cls(process)
+        stack.push_async_callback(eyes.close)
+        await eyes.seats()
+        return eyes
+
+    async def seats(self, role: Role | None = None) -> list[Seat]:
+        """The live gateways, workers and replicas, in a stable order."""
+        seats = [Seat(**fields) for fields in await self._ask("seats")]
+        return [seat for seat in seats if role in (None, seat.role)]
+
+    async def engines(self) -> list[dict[str, Any]]:
+        """`{model, replica, running, waiting}` of each engine that answers."""
+        engines: list[dict[str, Any]] = await self._ask("engines")
+        return engines
+
+    async def busy(self) -> int:
+        """Requests that the engines work on."""
+        return sum(engine["running"] + engine["waiting"] for engine in await self.engines())
+
+    async def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(10):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _ask(self, question: str) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the process that looks into Ray has no pipes")
+        async with self._turn, asyncio.timeout(_TIMEOUT_S):
+            stdin.write(f"{question}\n".encode())
+            await stdin.drain()
+            while line := await stdout.readline():
+                if line.startswith(b"ANSWER "):
+                    return json.loads(line.removeprefix(b"ANSWER "))
+        raise RuntimeError("the process that looks into Ray has ended; its stderr says why")
+
+
+def _look(question: str, settings: Any) -> Any:
+    if question == "engines":
+        from serve_app.app import replica_stats
+
+        return replica_stats(settings)
+    from ray.util.state import list_actors
+
+    seats = []
+    for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000, detail=True):
+        role = next((role for prefix, role in _PREFIXES.items() if (actor.name or "").startswith(prefix)), None)
+        if role is not None and actor.pid:
+            seats.append({"role": role, "name": actor.name, "pid": actor.pid})
+    return sorted(seats, key=lambda seat: str(seat["name"]))
+
+
+def _watch(address: str, settings_path: str) -> None:
+    import ray
+
+    with open(settings_path) as file:
+        settings = settings_from_dict(json.load(file))
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        for line in sys.stdin:
+            answer = _look(line.strip(), settings)
+            sys.stdout.write(f"ANSWER {json.dumps(answer)}\n")
+            sys.stdout.flush()
+    finally:
+        ray.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    _watch(sys.argv[1], sys.argv[2])
