@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from serve_app.local import deployment
@@ -116,8 +117,7 @@ def _look(question: str, settings: Any) -> Any:
 def _watch(address: str, settings_path: str) -> None:
     import ray
 
-    with open(settings_path) as file:
-        settings = settings_from_dict(json.load(file))
+    settings = settings_from_dict(json.loads(Path(settings_path).read_text()))
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
         for line in sys.stdin:

@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from bench.chaos.eyes import Role
+from bench.chaos.eyes import Role, Seat
 from bench.chaos.ground import Ground
 
 ROLES: tuple[Role, ...] = ("gateway", "worker", "replica")
@@ -74,8 +74,10 @@ async def kill_actor(ground: Ground, role: Role, pick: float, done: list[Killed]
     killed = {past.pid for past in done}
     async with asyncio.timeout(_FIND_S):
         # Ray notices a death a moment later than we caused it.
-        while not (seats := [seat for seat in await ground.eyes.seats(role) if seat.pid not in killed]):
+        seats: list[Seat] = []
+        while not seats:
             await asyncio.sleep(0.2)
+            seats = [seat for seat in await ground.eyes.seats(role) if seat.pid not in killed]
     seat = seats[int(pick * len(seats))]
     with contextlib.suppress(ProcessLookupError):
         os.kill(seat.pid, signal.SIGKILL)

@@ -15,7 +15,6 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bench.chaos.ground import Ground
 from serve_app.bus.streams import EVENT_STREAM, REQUEST_STREAM, event_subject
 from serve_app.local.dagster_home import database_name
-from serve_app.store.migrate import in_database
 
 _DAGSTER_ENDS = ("SUCCESS", "FAILURE", "CANCELED")
 
@@ -33,20 +32,21 @@ class Row:
     attempt: int
     created: float
     updated: float
-    lease_until: float
     overdue: bool
     text: str | None
     error: str
     dagster_run_id: str | None
+    past: bool
 
 
 async def rows(ground: Ground) -> list[Row]:
-    """The whole log."""
+    """The whole log, with the runs whose row another run has taken over (`past`)."""
     found = await _fetch(
         ground.postgres.dsn(),
         "SELECT trace_id, key, keyed, req_id, route, status, attempt, extract(epoch FROM created_at)::float8 AS created,"
-        " extract(epoch FROM updated_at)::float8 AS updated, extract(epoch FROM lease_until)::float8 AS lease_until,"
-        " lease_until < now() AS overdue, result::text AS result, error::text AS error, dagster_run_id FROM idempotency_log",
+        " extract(epoch FROM updated_at)::float8 AS updated, lease_until < now() AS overdue, result::text AS result,"
+        " error::text AS error, dagster_run_id, past"
+        " FROM (SELECT *, false AS past FROM idempotency_log UNION ALL SELECT *, true FROM run_history) AS runs",
     )
     return [_row(dict(record)) for record in found]
 
@@ -70,7 +70,7 @@ async def advisory_locks(ground: Ground) -> int:
 async def open_dagster_runs(ground: Ground) -> list[str]:
     """Dagster runs without an end, as `id status trace_id`."""
     found = await _fetch(
-        in_database(ground.postgres.dsn(), database_name()),
+        ground.postgres.dsn(database_name()),
         "SELECT r.run_id || ' ' || r.status || ' ' || coalesce(t.value, '') FROM runs r"
         " LEFT JOIN run_tags t ON t.run_id = r.run_id AND t.key LIKE '%trace_id'"
         f" WHERE r.status NOT IN {_DAGSTER_ENDS}",
@@ -85,7 +85,7 @@ async def connections(ground: Ground) -> dict[str, int]:
         "SELECT coalesce(nullif(application_name, ''), 'unnamed'), count(*) FROM pg_stat_activity"
         " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1",
     )
-    return {name: count for name, count in found}
+    return dict(found)
 
 
 @dataclass(frozen=True)

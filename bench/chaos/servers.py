@@ -91,7 +91,12 @@ class MortalNats(MortalServer):
         self._config = f"""
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{self._monitor}"
-jetstream {{ store_dir: {json.dumps(str(self._folder / "jetstream"))}, sync_interval: always, max_memory_store: 1GB, max_file_store: 1GB }}
+jetstream {{
+  store_dir: {json.dumps(str(self._folder / "jetstream"))}
+  sync_interval: always
+  max_memory_store: 1GB
+  max_file_store: 1GB
+}}
 """
 
     def _launch(self) -> ProcessRecord:

@@ -1,0 +1,144 @@
+"""The whole experiment: load, kills, calm, checks."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench.chaos import records
+from bench.chaos.exchange import Exchange, exchange
+from bench.chaos.ground import LEASE_S, Ground
+from bench.chaos.invariants import Evidence, Finding, check
+from bench.chaos.kills import Kill, Killed, carry_out
+from bench.chaos.load import Load
+from serve_app.bus.streams import REQUEST_STREAM, WORKERS
+
+_SAMPLE_S = 5.0
+
+
+@dataclass
+class Story:
+    """What happened, for the table."""
+
+    killed: list[Killed] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    memory: list[dict[str, int]] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+    debates: Counter[str] = field(default_factory=Counter)
+    healed_s: float = 0.0
+    settled_s: float = 0.0
+
+    @property
+    def broken(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.broken]
+
+
+async def chaos(ground: Ground, *, seed: int, kills: Sequence[Kill], seconds: float, lanes: int = 10) -> Story:
+    """Load for `seconds` with these kills, then let everything come to rest, and check."""
+    story, stop = Story(), asyncio.Event()
+    async with ground.stack.http() as http:
+        await _warm(Load(http, seed=-1))
+        before = ground.nats.subscriptions()
+        load = Load(http, seed, lanes=lanes, most_s=ground.timeout_s + LEASE_S + 20)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(stop))
+            sampling = group.create_task(_sample_memory(ground, story))
+            began = time.monotonic()
+            await carry_out(ground, list(kills), story.killed)
+            await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+            stop.set()
+            sampling.cancel()
+        story.healed_s = await ground.whole()
+        await _ask_keys_again(load)
+    began = time.monotonic()
+    await records.settled(ground, timeout_s=ground.timeout_s + 4 * LEASE_S)
+    story.settled_s = time.monotonic() - began
+    story.memory.append(await ground.memory())
+    await _judge(ground, story, load, before)
+    return story
+
+
+async def disconnects(ground: Ground, count: int, *, seed: int = 1, at_once: int = 15, after_s: float = 1.0) -> Finding:
+    """`count` clients leave: a third a stream, a third a non-stream, a third a debate. Then the engines are asked."""
+    dice, kinds = random.Random(f"leave {seed}"), ["stream", "whole", "debate"] * (count // 3)
+    dice.shuffle(kinds)
+    queue = iter(kinds)
+    async with ground.stack.http() as http, asyncio.TaskGroup() as group:
+        load = Load(http, seed=seed + 1_000_000, pause_s=0)
+
+        async def lane() -> None:
+            for kind in queue:
+                await load.leave(dice, kind)
+
+        for _ in range(at_once):
+            group.create_task(lane())
+    await asyncio.sleep(after_s)  # this pause is what is measured
+    engines = await ground.eyes.engines()
+    left = sum(made.end == "left" for made in load.exchanges)
+    busy = [f"{e['replica']}: {e['running']} running, {e['waiting']} waiting" for e in engines if e["running"] or e["waiting"]]
+    if left < count // 3:
+        busy.append(f"only {left} of {count} clients left in the middle: this measured nothing")
+    return Finding(f"{left} of {len(kinds)} left in the middle; engines idle {after_s:g} s later", left, busy)
+
+
+async def _warm(load: Load) -> None:
+    dice = random.Random(0)
+    for kind in ("stream", "whole", "debate", "keyed", "hot"):
+        await asyncio.gather(*(load.once(kind, dice) for _ in range(2)))
+
+
+async def _sample_memory(ground: Ground, story: Story) -> None:
+    while True:
+        story.memory.append(await ground.memory())
+        await asyncio.sleep(_SAMPLE_S)
+
+
+async def _ask_keys_again(load: Load) -> None:
+    """Every key once more, now that all is well: the answer must be there, or be made now."""
+    last = {made.key: made for made in load.exchanges if made.key is not None}
+    for some in _chunks([made for made in last.values() if made.key], 8):
+        load.exchanges += await asyncio.gather(
+            *(exchange(load.http, made.kind, made.body, key=made.key, most_s=load.most_s) for made in some)
+        )
+
+
+async def _judge(ground: Ground, story: Story, load: Load, before: dict[str, list[str]]) -> None:
+    bus, rows = await records.bus_state(ground), await records.rows(ground)
+    evidence = Evidence(load.exchanges, rows, bus, ground.tap.finished, ground.nats.outages, ground.postgres.outages)
+    story.findings = check(evidence)
+    engines = await ground.eyes.engines()
+    busy = [f"{e['replica']}: {e}" for e in engines if e["running"] or e["waiting"]]
+    story.findings.append(Finding("engines are idle", len(engines), busy))
+    locks = await records.advisory_locks(ground)
+    story.findings.append(Finding("no advisory lock is held", 1, [f"{locks} locks"] if locks else []))
+    stuck = await records.open_dagster_runs(ground)
+    story.findings.append(Finding("every Dagster run has ended", 1, stuck))
+    strange = [f"{stream}: {name}" for stream, names in bus.consumers.items() for name in names]
+    expected = {f"{REQUEST_STREAM}: {WORKERS}"}
+    story.findings.append(Finding("no orphan consumer", len(strange), sorted(set(strange) ^ expected)))
+    story.findings.append(Finding("the queue is empty", 1, [f"{bus.queued} runs in {REQUEST_STREAM}"] if bus.queued else []))
+    after = ground.nats.subscriptions()
+    grown = _more_subscriptions(before, after)
+    story.findings.append(Finding("no orphan subscription", sum(map(len, after.values())), grown))
+    story.ends = Counter(f"{made.kind.split()[0]} {made.end}" for made in load.exchanges)
+    story.debates = Counter(
+        f"{row.status}{': ' + row.error[:90] if row.error else ''}" for row in rows if row.route == "workflow"
+    )
+
+
+def _more_subscriptions(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:
+    """Connections with more subscriptions than any of their kind had at first; a puller's inbox comes and goes."""
+    most: Counter[str] = Counter()
+    for name, subjects in before.items():
+        most[name.split()[0]] = max(most[name.split()[0]], len(subjects))
+    return [
+        f"{name}: {len(subjects)} where {most[name.split()[0]]} were: {subjects[:12]}"
+        for name, subjects in after.items()
+        if len(subjects) > most[name.split()[0]]
+    ]
+
+
+def _chunks(items: list[Exchange], size: int) -> list[list[Exchange]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
