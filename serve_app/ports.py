@@ -142,6 +142,11 @@ class EventBus(Protocol):
         """Raises errors.Unavailable unless messages get through."""
         ...
 
+    @property
+    def resumable(self) -> bool:
+        """Whether another process can read from now on what is published here: false while NATS is away, and in mode core."""
+        ...
+
     async def open_run(self, trace_id: str, *, resume: bool = False) -> RunPublisher:
         """Start publishing a run from this process. `resume` continues after the last seq that the stream holds."""
         ...

@@ -55,6 +55,11 @@ class NatsEventBus:
         """Raises Unavailable unless NATS answers."""
         await self._connection.flush()
 
+    @property
+    def resumable(self) -> bool:
+        """See EventBus."""
+        return self._history is not None and self._connection.connected
+
     async def open_run(self, trace_id: str, *, resume: bool = False) -> RunPublisher:
         """See EventBus.
 

@@ -29,6 +29,11 @@ class InMemoryEventBus:
     async def ping(self) -> None:
         """Always well."""
 
+    @property
+    def resumable(self) -> bool:
+        """See EventBus: there is one process only."""
+        return True
+
     async def open_run(self, trace_id: str, *, resume: bool = False) -> RunPublisher:
         """See EventBus."""
         log = self._logs.find(trace_id) if resume else None

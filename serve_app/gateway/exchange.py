@@ -44,8 +44,11 @@ async def streamed(request: Request, reply: Reply, *, include_usage: bool, draft
     if waited is None:
         await reader.close()
         return Response(status_code=CLIENT_LEFT)
+    headers = headers_of(reply)
+    if not state_of(request).lifecycle.bus.resumable:
+        headers["x-resume"] = "unavailable"
     renderer = Renderer(reply, include_usage=include_usage, drafts=drafts)
-    return EventStream(reader, waited[0], renderer, keepalive_s=keepalive_s, headers=headers_of(reply))
+    return EventStream(reader, waited[0], renderer, keepalive_s=keepalive_s, headers=headers)
 
 
 async def _first(reader: Reader, patience_s: float) -> tuple[RunEvent | None]:

@@ -14,6 +14,8 @@ from serve_app.lifecycle.replays import recorded_events
 from serve_app.ports import RunRecord, RunStore
 from serve_app.telemetry import logger
 
+_POLL_S = 0.5
+
 
 class Watch:
     """How long a reader waits: until its own `deadline` (Unix seconds), asking the log after `check_s` of silence.
@@ -40,7 +42,15 @@ class Watch:
             done, _ = await asyncio.wait({self._pending}, timeout=patience_s)
             if done:
                 task, self._pending = self._pending, None
-                event = task.result()
+                try:
+                    event = task.result()
+                except Unavailable:
+                    if self._seen or not self._recorded:
+                        raise
+                    # The events cannot be had (bus=core, or NATS lost them), but the run goes on and will be recorded.
+                    async for event in self._recorded_later():
+                        yield event
+                    return
                 self._seen, self._lost = True, False
                 yield event
                 if isinstance(event.body, FinishedEvent):
@@ -59,6 +69,19 @@ class Watch:
         if self._pending is not None:
             self._pending.cancel()
             await asyncio.wait({self._pending}, timeout=1)
+
+    async def _recorded_later(self) -> AsyncIterator[RunEvent]:
+        """The result, once the log has it. Raises DeadlineExceeded or Unavailable."""
+        while time.time() < self._deadline:
+            row = await self._store.find(self._trace_id)
+            if row is not None and row.status.terminal:
+                async for event in recorded_events(row):
+                    yield event
+                return
+            if row is None or row.lease_until < time.time():
+                raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
+            await asyncio.sleep(min(_POLL_S, self._check_s))
+        raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
 
     async def _ask_the_log(self) -> RunRecord | None:
         """The run's row when it ended without telling us; None to wait on. Raises Unavailable when nobody keeps the run."""

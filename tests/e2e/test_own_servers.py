@@ -126,6 +126,7 @@ async def test_nats_away_direct_goes_on_workflow_says_503_and_all_heals(stack: R
             assert direct.status_code == 200
             streamed = await http.post("/v1/chat/completions", json=ask("no bus", stream=True))
             assert streamed.text.endswith("data: [DONE]\n\n")
+            assert streamed.headers["x-resume"] == "unavailable"
             workflow = await http.post("/v1/chat/completions", json=ask("no bus", model="debate"))
             assert workflow.status_code == 503
             assert workflow.json()["error"]["code"] == "unavailable"
