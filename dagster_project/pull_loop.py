@@ -166,7 +166,7 @@ class PullLoop:
         fresh_s = record.updated_at + self._settings.queue_ack_wait_s - time.time()
         if fresh_s > 0 and not delivery.last:
             return fresh_s
-        await tell_end(self._bus, record)
+        await tell_end(self._store, self._bus, record)
         return None
 
     async def _execute_and_settle(self, delivery: Delivery) -> None:

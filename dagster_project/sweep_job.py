@@ -5,18 +5,31 @@ its own that takes seconds of CPU to start, so the schedule is off until an oper
 """
 
 import asyncio
+import time
 from functools import partial
 from typing import Final
 
-from dagster import DagsterInstance, DefaultScheduleStatus, Failure, OpExecutionContext, ScheduleDefinition, job, op
+from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    Failure,
+    OpExecutionContext,
+    RunsFilter,
+    ScheduleDefinition,
+    job,
+    op,
+)
 
-from dagster_project.home import stored_settings
+from dagster_project.home import DEBATE_JOB, stored_settings
 from serve_app.lifecycle.sweep import Sweeper
-from serve_app.ports import RunRecord
+from serve_app.ports import RunRecord, RunStore
 from serve_app.settings import Settings
 from serve_app.telemetry import logger
 
 _MOST_WATCHES: Final = 3
+_ORPHANS: Final = 200  # runs looked at in one go
+_OPEN: Final = (DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
 
 
 async def end_dagster_run(instance: DagsterInstance, record: RunRecord) -> None:
@@ -31,6 +44,33 @@ def _report_failed(instance: DagsterInstance, record: RunRecord) -> None:
     run = instance.get_run_by_id(record.dagster_run_id) if record.dagster_run_id else None
     if run is not None and not run.is_finished:
         instance.report_run_failed(run, "its worker fell silent; the run was ended as failed")
+
+
+async def end_orphans(instance: DagsterInstance, store: RunStore, *, quiet_s: float) -> int:
+    """End Dagster's runs whose run in the log ended at least `quiet_s` ago without their noticing; how many.
+
+    The log is the truth, Dagster's record a view of it that a killed worker leaves behind, whoever ended the run since.
+    """
+    runs = await asyncio.to_thread(instance.get_runs, RunsFilter(job_name=DEBATE_JOB, statuses=list(_OPEN)), None, _ORPHANS)
+    ended = 0
+    for run in runs:
+        record = await store.find(run.tags.get("trace_id", ""))
+        if record is None or not record.status.terminal or record.updated_at > time.time() - quiet_s:
+            continue
+        why = "its worker is gone; the log says that the run " + record.status.value
+        await asyncio.to_thread(instance.report_run_failed, run, why)
+        ended += 1
+    return ended
+
+
+async def keep_ending_orphans(instance: DagsterInstance, store: RunStore, *, interval_s: float) -> None:
+    """Look for orphans for ever; the caller cancels it."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await end_orphans(instance, store, quiet_s=interval_s)
+        except Exception as error:  # noqa: BLE001 - one bad look must not be the last; the log has the cause
+            logger.opt(exception=error).warning("Dagster's orphaned runs were not looked for")
 
 
 async def watch_and_sweep(settings: Settings, instance: DagsterInstance) -> int:

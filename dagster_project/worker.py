@@ -9,7 +9,7 @@ from dagster_project.executor import StepHost
 from dagster_project.instance import open_instance
 from dagster_project.pull_loop import PullLoop
 from dagster_project.runner import DebateRunner
-from dagster_project.sweep_job import end_dagster_run
+from dagster_project.sweep_job import end_dagster_run, keep_ending_orphans
 from serve_app.lifecycle.sweep import Sweeper
 from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 from serve_app.tasks import TaskOwner
@@ -53,6 +53,8 @@ class Worker:
         aside = TaskOwner()
         self._open.push_async_callback(aside.close)
         aside.spawn(sweeper.run(), name="sweep")
+        orphans = keep_ending_orphans(instance, parts.store, interval_s=settings.lease_s / 3)
+        aside.spawn(orphans, name="end orphaned Dagster runs")
 
     def check_health(self) -> None:
         """Called by Serve every few seconds. Raises when the worker no longer works."""

@@ -29,6 +29,7 @@ class RunRecord:
     error: dict[str, Any] | None = None
     usage: dict[str, Any] | None = None
     dagster_run_id: str | None = None
+    told: bool = False  # its `finished` reached NATS, as far as we know
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,10 @@ class RunStore(Protocol):
         """
         ...
 
+    async def mark_told(self, trace_id: str) -> None:
+        """Note that the `finished` of an ended run reached NATS, so that nobody says it again."""
+        ...
+
     async def purge(self, *, older_than_s: float, limit: int) -> None:
         """Forget runs that ended longer ago than that, and cached answers that have expired; at most `limit` of each."""
         ...
@@ -128,6 +133,10 @@ class RunPublisher(Protocol):
         NATS being away is counted and logged, not raised. Order of calls is the order of seq. Raises ValueError once
         the run has finished, or was let go.
         """
+        ...
+
+    async def delivered(self) -> bool:
+        """Whether NATS has every event up to now. Asks it, and so takes a round trip."""
         ...
 
     def let_go(self) -> None:

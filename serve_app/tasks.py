@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from serve_app.telemetry import logger
 
 T = TypeVar("T")
+_CANCEL_AGAIN_S = 0.5
 
 
 class TaskOwner:
@@ -43,13 +44,15 @@ class TaskOwner:
     async def close(self, timeout_s: float = 5) -> None:
         """Cancel what still runs and wait for it, at most `timeout_s` seconds."""
         self._closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            _, left = await asyncio.wait(tasks, timeout=timeout_s)
+        left: set[asyncio.Task[Any]] = set(self._tasks)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while left and (remaining_s := deadline - asyncio.get_running_loop().time()) > 0:
+            # Again and again: asyncio.wait_for of Python 3.11 swallows a cancel that meets its result.
             for task in left:
-                logger.error("task did not end in time", task=task.get_name())
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=min(_CANCEL_AGAIN_S, remaining_s))
+        for task in left:
+            logger.error("task did not end in time", task=task.get_name())
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -5,10 +5,11 @@ stdin, one JSON answer a line on stdout.
 """
 
 import asyncio
+import contextlib
 import json
-import os
 import subprocess
 import sys
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ _PREFIXES: dict[str, Role] = {
     f"SERVE_REPLICA::{APP_NAME}#model-": "replica",
     f"SERVE_REPLICA::{WORKER_APP_NAME}#debate-worker#": "worker",
 }
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 90.0
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,17 @@ def _look(question: str, settings: Any) -> Any:
     return sorted(seats, key=lambda seat: str(seat["name"]))
 
 
+def _patiently(question: str, settings: Any) -> Any:
+    """On a busy machine Ray's dashboard, which lists the actors, may not answer at once."""
+    from ray.util.state.exception import DataSourceUnavailable, RayStateApiException
+
+    for _ in range(_TRIES):
+        with contextlib.suppress(RayStateApiException, DataSourceUnavailable, TimeoutError, OSError):
+            return _look(question, settings)
+        time.sleep(1)
+    return _look(question, settings)
+
+
 def _watch(address: str, settings_path: str) -> None:
     import ray
 
@@ -121,13 +134,11 @@ def _watch(address: str, settings_path: str) -> None:
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
         for line in sys.stdin:
-            answer = _look(line.strip(), settings)
+            answer = _patiently(line.strip(), settings)
             sys.stdout.write(f"ANSWER {json.dumps(answer)}\n")
             sys.stdout.flush()
     finally:
         ray.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
 
 
 if __name__ == "__main__":

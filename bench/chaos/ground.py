@@ -23,7 +23,7 @@ from tests.e2e.stack_under_test import RunningStack, running_stack, server_folde
 
 MODEL = "sim-small"
 ENGINE = SimulatedConfig(ttft_ms=30, itl_ms=15, seed=1, default_tokens=20)
-LEASE_S = 8.0
+LEASE_S = 15.0
 GATEWAYS, WORKERS, REPLICAS = 2, 1, 2
 EXPECTED: dict[Role, int] = {"gateway": GATEWAYS, "worker": WORKERS, "replica": REPLICAS}
 

@@ -1,12 +1,13 @@
 """What must hold after any chaos, checked from both sides: what clients saw, and what the servers kept."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
 from bench.chaos.exchange import Exchange
+from bench.chaos.kills import Killed
 from bench.chaos.load import expected_texts
 from bench.chaos.records import BusState, Row
 from bench.chaos.servers import Outage
@@ -35,6 +36,7 @@ class Evidence:
     heard: dict[str, list[int]]  # seq of each `finished` that the tap heard, by run
     nats_outages: Sequence[Outage]
     postgres_outages: Sequence[Outage]
+    killed: Sequence[Killed] = ()
 
     def __post_init__(self) -> None:
         self.by_trace = {row.trace_id: row for row in sorted(self.rows, key=lambda row: not row.past)}
@@ -65,9 +67,12 @@ def rows_have_ended(evidence: Evidence) -> Finding:
 
 
 def traces_are_one(evidence: Evidence) -> Finding:
-    """A run has one row, and so one terminal state."""
-    counts = Counter(row.trace_id for row in evidence.rows)
-    return Finding("one terminal state per run", len(counts), [f"{trace} has {n} rows" for trace, n in counts.items() if n > 1])
+    """A run has one terminal state, also where the log and its history both tell of it."""
+    states: dict[str, set[str]] = defaultdict(set)
+    for row in evidence.rows:
+        states[row.trace_id].add(row.status)
+    broken = [f"{trace_id} is {' and '.join(sorted(several))}" for trace_id, several in states.items() if len(several) > 1]
+    return Finding("one terminal state per run", len(states), broken)
 
 
 def accepted_is_recorded(evidence: Evidence) -> Finding:
@@ -150,7 +155,12 @@ def keys_have_their_answer(evidence: Evidence) -> Finding:
 
 
 def finished_once(evidence: Evidence) -> Finding:
-    """At most one `finished` per run; exactly one where NATS was there for all of the run."""
+    """At most one `finished` per run; exactly one where NATS was there for all of the run.
+
+    A gateway that dies between the record of a direct run and its `finished` takes the latter with it: readers that
+    are left see the end in the log.
+    """
+    dead = [kill.at for kill in evidence.killed if kill.target == "gateway"]
     broken, checked = [], 0
     for trace_id in evidence.heard.keys() | evidence.bus.finished.keys():
         heard, stored = evidence.heard.get(trace_id, []), evidence.bus.finished.get(trace_id, [])
@@ -160,7 +170,8 @@ def finished_once(evidence: Evidence) -> Finding:
     for row in evidence.rows:
         checked += 1
         calm = not any(outage.touches(row.created - 1, row.updated + 2, _HEALING_S) for outage in evidence.nats_outages)
-        if calm and row.status != "running" and not evidence.heard.get(row.trace_id):
+        orphaned = row.route == "direct" and any(row.updated - 0.1 <= at <= row.updated + 1 for at in dead)
+        if calm and not orphaned and row.status != "running" and not evidence.heard.get(row.trace_id):
             broken.append(f"{row.trace_id} {row.route} {row.status}: nobody heard its end ({row.error})")
     return Finding("one `finished` per run", checked, broken)
 

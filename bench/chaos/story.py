@@ -106,7 +106,9 @@ async def _ask_keys_again(load: Load) -> None:
 
 async def _judge(ground: Ground, story: Story, load: Load, before: dict[str, list[str]]) -> None:
     bus, rows = await records.bus_state(ground), await records.rows(ground)
-    evidence = Evidence(load.exchanges, rows, bus, ground.tap.finished, ground.nats.outages, ground.postgres.outages)
+    evidence = Evidence(
+        load.exchanges, rows, bus, ground.tap.finished, ground.nats.outages, ground.postgres.outages, story.killed
+    )
     story.findings = check(evidence)
     engines = await ground.eyes.engines()
     busy = [f"{e['replica']}: {e}" for e in engines if e["running"] or e["waiting"]]

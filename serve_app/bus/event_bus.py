@@ -68,7 +68,8 @@ class NatsEventBus:
         of a run that lived elsewhere: it begins at 0.
         """
         log = await self._log_to_resume(trace_id) if resume else self._logs.open(trace_id)
-        return LogPublisher(self._logs, log, _Sender(self._connection).send)
+        sender = _Sender(self._connection)
+        return LogPublisher(self._logs, log, sender.send, sender.all_sent)
 
     @asynccontextmanager
     async def subscribe(self, trace_id: str, *, after: int = -1) -> AsyncIterator[AsyncIterator[RunEvent]]:
@@ -142,6 +143,15 @@ class _Sender:
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
         self._warned = False
+
+    async def all_sent(self) -> bool:
+        if self._warned:
+            return False
+        try:
+            await self._connection.flush()
+        except Unavailable:
+            return False
+        return True
 
     async def send(self, event: RunEvent) -> None:
         try:

@@ -194,10 +194,17 @@ class RunLogs:
 class LogPublisher:
     """A RunPublisher: into the log first, then to `send`."""
 
-    def __init__(self, logs: RunLogs, log: RunLog, send: Callable[[RunEvent], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        logs: RunLogs,
+        log: RunLog,
+        send: Callable[[RunEvent], Awaitable[None]] | None = None,
+        sent: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self._logs = logs
         self._log = log
         self._send = send
+        self._sent = sent
 
     @property
     def trace_id(self) -> str:
@@ -212,6 +219,10 @@ class LogPublisher:
         if event.seq % _YIELD_EVERY == _YIELD_EVERY - 1:
             await asyncio.sleep(0)
         return event
+
+    async def delivered(self) -> bool:
+        """See RunPublisher."""
+        return self._sent is None or await self._sent()
 
     @property
     def finished(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from serve_app.answers import finished_event
+from serve_app.errors import Unavailable
 from serve_app.events import EventBody, RecallReport
 from serve_app.ports import RunPublisher, RunStore
 from serve_app.runs import Outcome, Run
@@ -29,6 +30,8 @@ async def settle(
     for body in closing:
         await publisher.emit(body)
     await publisher.emit(finished_event(outcome))
+    if run.route == "workflow":
+        await note_told(store, publisher)  # its message may be delivered again
     count("aifactory_runs_total", route=run.route, outcome=outcome.status.value)
     observe("aifactory_run_seconds", time.time() - run.started, route=run.route)
     logger.info(
@@ -41,6 +44,15 @@ async def settle(
         error_code=(outcome.error or {}).get("code"),
     )
     return True
+
+
+async def note_told(store: RunStore, publisher: RunPublisher) -> None:
+    """Remember that the run's end was said, if NATS has it."""
+    try:
+        if await publisher.delivered():
+            await store.mark_told(publisher.trace_id)
+    except Unavailable as error:
+        logger.warning("not noted that the run's end was said", error=error.message)
 
 
 async def _was_ours(store: RunStore, run: Run, outcome: Outcome) -> bool:

@@ -18,6 +18,7 @@ from typing import Final
 from serve_app.answers import finished_event, replay, succeeded
 from serve_app.errors import AifactoryError, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, RunEvent, TokenEvent, UsageEvent
+from serve_app.lifecycle.settle import note_told
 from serve_app.ports import EventBus, RunRecord, RunStore
 from serve_app.runs import Run, RunStatus
 from serve_app.settings import Settings
@@ -34,12 +35,14 @@ def waiting_lease_s(run: Run, lease_s: float) -> float:
     return max(0.0, run.seconds_left) + lease_s
 
 
-async def tell_end(bus: EventBus, record: RunRecord) -> None:
+async def tell_end(store: RunStore, bus: EventBus, record: RunRecord) -> None:
     """Publish the `finished` of a run that the log knows as ended, unless its stream has one.
 
     Raises errors.Unavailable when the stream cannot be asked. In bus=core nobody can be asked: there it is published
     in any case, and a reader that has seen its run's end is not listening any more.
     """
+    if record.told:
+        return
     last = await bus.last_event(record.trace_id)
     publisher = await bus.open_run(record.trace_id, resume=True)
     if publisher.finished:
@@ -49,6 +52,7 @@ async def tell_end(bus: EventBus, record: RunRecord) -> None:
             if not isinstance(body, RoleEvent | FinishedEvent):
                 await publisher.emit(body)
     await publisher.emit(_finished(record))
+    await note_told(store, publisher)
 
 
 class Sweeper:
@@ -151,7 +155,7 @@ class Sweeper:
             record = self._untold[0]
             try:
                 with bound(record.trace_id):
-                    await tell_end(self._bus, record)
+                    await tell_end(self._store, self._bus, record)
             except AifactoryError as error:
                 logger.warning("readers of ended runs are told later", runs=len(self._untold), error=error.message)
                 return

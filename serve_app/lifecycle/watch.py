@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 from serve_app.errors import DeadlineExceeded, Unavailable
-from serve_app.events import FinishedEvent, RunEvent
+from serve_app.events import FinishedEvent, RunEvent, TokenEvent, ToolCallEvent
 from serve_app.lifecycle.replays import recorded_events
 from serve_app.ports import RunRecord, RunStore
 from serve_app.telemetry import logger
@@ -51,7 +51,7 @@ class Watch:
                     async for event in self._recorded_later():
                         yield event
                     return
-                self._seen, self._lost = True, False
+                self._seen, self._lost = self._seen or _is_answer(event), False
                 yield event
                 if isinstance(event.body, FinishedEvent):
                     return
@@ -103,6 +103,12 @@ class Watch:
             return row
         # Part of the answer was read, and what came after it is lost: an end here would make it look whole.
         raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
+
+
+def _is_answer(event: RunEvent) -> bool:
+    """Whether the event is a part of the answer; a role, progress and the drafts of debaters are none."""
+    body = event.body
+    return isinstance(body, TokenEvent | ToolCallEvent) and body.task is None
 
 
 async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:

@@ -127,6 +127,12 @@ class InMemoryRunStore:
             ended.append(self._rows[place])
         return ended
 
+    async def mark_told(self, trace_id: str) -> None:
+        """See ports.RunStore."""
+        row = await self.find(trace_id)
+        if row is not None and row.status.terminal:
+            self._rows[self._keys[trace_id]] = replace(row, told=True)
+
     async def purge(self, *, older_than_s: float, limit: int) -> None:
         """See ports.RunStore."""
         before = time.time() - older_than_s

@@ -83,6 +83,11 @@ class PostgresRunStore:
         async with self._pool.connection() as connection:
             await self._queries.note_dagster_run(connection, trace_id=trace_id, dagster_run_id=dagster_run_id)
 
+    async def mark_told(self, trace_id: str) -> None:
+        """See ports.RunStore."""
+        async with self._pool.connection() as connection:
+            await self._queries.mark_told(connection, trace_id=trace_id)
+
     async def purge(self, *, older_than_s: float, limit: int) -> None:
         """See ports.RunStore."""
         async with self._pool.connection() as connection:
@@ -130,4 +135,5 @@ def _record(row: Any) -> RunRecord:
         error=row["error"],
         usage=row["usage"],
         dagster_run_id=row["dagster_run_id"],
+        told=row["told"],
     )

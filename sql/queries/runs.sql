@@ -13,17 +13,17 @@ WITH past AS (
 INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until)
 VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s))
 ON CONFLICT (project, key) DO UPDATE
-SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at) = (
-    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at
+SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told) = (
+    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told
     FROM (
         VALUES
             (true, excluded.keyed, excluded.trace_id, excluded.route, excluded.model, 'running', log.attempt + 1, excluded.lease_until,
-             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now()),
+             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now(), false),
             (false, log.keyed, log.trace_id, log.route, log.model, log.status, log.attempt, log.lease_until,
-             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at)
+             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at, log.told)
     ) AS candidate (
         taken_over, keyed, trace_id, route, model, status, attempt, lease_until,
-        result, error, usage, retryable, dagster_run_id, created_at, updated_at
+        result, error, usage, retryable, dagster_run_id, created_at, updated_at, told
     )
     WHERE taken_over = (
         log.req_id = excluded.req_id
@@ -62,7 +62,7 @@ SET status = 'failed', attempt = log.attempt + 1, error = :error, retryable = tr
 FROM abandoned
 WHERE log.project = abandoned.project AND log.key = abandoned.key
 RETURNING log.project, log.key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-          result, error, usage, dagster_run_id, created_at, log.updated_at;
+          result, error, usage, dagster_run_id, created_at, log.updated_at, told;
 
 -- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)$
 -- The fence: only the attempt that owns the running row may end it. Null when it does not.
@@ -74,7 +74,7 @@ RETURNING trace_id;
 -- name: find_run(trace_id, project)^
 -- A null project asks in every project.
 SELECT project, key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-       result, error, usage, dagster_run_id, created_at, updated_at
+       result, error, usage, dagster_run_id, created_at, updated_at, told
 FROM (
     SELECT * FROM idempotency_log WHERE trace_id = :trace_id
     UNION ALL
@@ -82,6 +82,9 @@ FROM (
 ) AS runs
 WHERE :project::text IS NULL OR project = :project::text
 LIMIT 1;
+
+-- name: mark_told(trace_id)!
+UPDATE idempotency_log SET told = true WHERE trace_id = :trace_id AND status <> 'running';
 
 -- name: delete_old_runs(older_than_s, most)!
 -- Rows are kept for the retention, then go; a key may be used anew after that.

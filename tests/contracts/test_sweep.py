@@ -80,10 +80,10 @@ async def test_an_end_is_told_once(jetstream_stage: Stage) -> None:
     assert record is not None
     # Its worker died after `finished`, or just before it: whoever looks after the run tells what is missing.
     for _ in range(2):
-        await tell_end(await jetstream_stage.bus(), record)
+        await tell_end(store, await jetstream_stage.bus(), record)
     other = replace(record, trace_id=a_run().trace_id)
     bus = await jetstream_stage.bus()
-    await tell_end(bus, other)
+    await tell_end(store, bus, other)
     async with asyncio.timeout(WAIT_S), bus.subscribe(other.trace_id) as events:
         *said, end = [event.body async for event in events]
     # Nothing of this one was heard: its reader gets the whole recorded answer, not an empty one.
