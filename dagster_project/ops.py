@@ -14,7 +14,7 @@ from dagster_project.assets import materialization
 from dagster_project.debate import DebateTask, Draft, Verdict
 from dagster_project.resources import DebateRun, Desk
 from serve_app.answers import AnswerBuilder, succeeded
-from serve_app.errors import AifactoryError, UpstreamFailed, from_body
+from serve_app.errors import AifactoryError, Unavailable, UpstreamFailed, from_body
 from serve_app.events import FinishedEvent, ProgressEvent, RoleEvent, TokenEvent, UsageEvent
 from serve_app.telemetry import bound, logger, observe
 
@@ -177,7 +177,12 @@ async def commit(context: OpExecutionContext, drafts: list[Draft], verdict: Verd
         answer = protocol.answer(question.model, debate.spec, drafts, verdict, debate.usage)
         # Only what is recorded is streamed as the answer: a job that runs again must not answer twice.
         closing = (TokenEvent(text=answer.text), UsageEvent(usage=answer.usage))
-        if not await debate.settle(succeeded(answer), closing=closing):
+        try:
+            ours = await debate.settle(succeeded(answer), closing=closing)
+        except Unavailable as error:
+            debate.unrecorded = error
+            raise
+        if not ours:
             raise Failure("another attempt owns this run: the answer was not recorded", allow_retries=False)
     context.log_event(materialization(debate, answer))
     return verdict.winner

@@ -11,9 +11,10 @@ from typing import Final, TypeVar
 
 from dagster import DagsterRun, DagsterRunStatus
 from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 
 from dagster_project.debate import DebateSpec
-from dagster_project.resources import DebateRun
+from dagster_project.resources import DebateRun, failed
 from dagster_project.runner import DebateRunner, Execution, OwnedElsewhere
 from serve_app.bus.delivery import Delivery, WorkQueue
 from serve_app.errors import AifactoryError, BadRequest, Cancelled, DeadlineExceeded, Unavailable
@@ -21,7 +22,7 @@ from serve_app.events import Usage, UsageEvent
 from serve_app.lifecycle.settle import settle
 from serve_app.lifecycle.sweep import tell_end, waiting_lease_s
 from serve_app.ports import EventBus, Replicas, RunRecord, RunStore
-from serve_app.runs import Outcome, Run, RunStatus
+from serve_app.runs import Run
 from serve_app.settings import Settings
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import bound, logger, observe
@@ -31,11 +32,6 @@ _STOP_S: Final = 30.0  # how long a stopped run may take to come to rest
 _RETRY_S: Final = 1.0  # pause before a run is delivered again
 _MAX_RETRY_S: Final = 30.0
 _EARLY_CANCELS: Final = 1024
-
-
-def failed(error: AifactoryError, usage: Usage) -> Outcome:
-    """The outcome of a run without an answer."""
-    return Outcome(RunStatus.FAILED, "error", usage, error={**error.body(), "retryable": error.retryable})
 
 
 class PullLoop:
@@ -98,7 +94,7 @@ class PullLoop:
             elsewhere = False
             try:
                 async with delivery.heartbeat():
-                    retry_s = await self._work(delivery)
+                    retry_s = await self._work_patiently(delivery)
             except OwnedElsewhere:
                 logger.warning("run is executed elsewhere; looking again later", delivery=delivery.delivery_count)
                 retry_s, elsewhere = self._settings.queue_ack_wait_s, True
@@ -141,7 +137,22 @@ class PullLoop:
         except AifactoryError as error:
             logger.error("and that could not be recorded", error=error.message)
 
-    async def _work(self, delivery: Delivery) -> float | None:
+    async def _work_patiently(self, delivery: Delivery) -> float | None:
+        """Wait out a database that is away, until the run's deadline: a run has only a few deliveries."""
+        run, tries = delivery.run, 0
+        while True:
+            try:
+                return await self._work(delivery, resumed=delivery.delivery_count > 1 or tries > 0)
+            except Unavailable as error:
+                pause_s = min(_RETRY_S * 2**tries, self._settings.lease_s / 3)
+                if run.seconds_left < pause_s:
+                    raise
+                logger.warning("run waits: a part that it needs is away", error=error.message, tries=tries)
+                await self._let_wait(run)
+                await asyncio.sleep(pause_s)
+                tries += 1
+
+    async def _work(self, delivery: Delivery, *, resumed: bool) -> float | None:
         """Execute and settle a run. Returns None when it has ended, else after how many seconds to try again."""
         run = delivery.run
         if run.trace_id in self._active:
@@ -151,16 +162,16 @@ class PullLoop:
             record = await self._store.find(run.trace_id)
             if record is None or record.status.terminal or record.attempt > run.attempt:
                 logger.info("run needs no work", status=record.status.value if record else "unknown")
-                return await self._after_end(delivery, record)
+                return await self._after_end(delivery, record, resumed=resumed)
             observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
-            await self._execute_and_settle(delivery)
+            await self._execute_and_settle(run, resumed=resumed)
             return None
         finally:
             self._active.pop(run.trace_id, None)
 
-    async def _after_end(self, delivery: Delivery, record: RunRecord | None) -> float | None:
+    async def _after_end(self, delivery: Delivery, record: RunRecord | None, *, resumed: bool) -> float | None:
         """A worker may have died between the record of a run's end and its `finished`: then readers still wait."""
-        if record is None or delivery.delivery_count == 1:
+        if record is None or not resumed:
             return None
         # Unless that worker lives and is just about to say so: look again later.
         fresh_s = record.updated_at + self._settings.queue_ack_wait_s - time.time()
@@ -169,9 +180,7 @@ class PullLoop:
         await tell_end(self._store, self._bus, record)
         return None
 
-    async def _execute_and_settle(self, delivery: Delivery) -> None:
-        run = delivery.run
-        resumed = delivery.delivery_count > 1
+    async def _execute_and_settle(self, run: Run, *, resumed: bool) -> None:
         publisher = await self._bus.open_run(run.trace_id, resume=resumed)
         try:
             spec = DebateSpec.model_validate(run.question.debate)
@@ -191,6 +200,8 @@ class PullLoop:
         )
         try:
             if not await self._execute(debate) and not debate.lost:
+                if debate.unrecorded is not None and debate.stopped_by is None:
+                    raise debate.unrecorded  # not the debate's fault: it is held again
                 await self._settle_unfinished(debate)
         finally:
             await debate.close()
@@ -209,6 +220,8 @@ class PullLoop:
             raise
         except Exception as error:  # noqa: BLE001 - the caller must get an end, whatever broke; the log has the cause
             logger.opt(exception=error).error("the debate's job broke")
+            if isinstance(error, DBAPIError):
+                debate.unrecorded = Unavailable("Dagster's records are away: the debate is held again")
             debate.error = debate.error or (error if isinstance(error, AifactoryError) else None)
             return False
         logger.info("debate job ended", dagster_run_id=ended.run_id, status=ended.status.value)
@@ -234,16 +247,9 @@ class PullLoop:
 
     async def _settle_unfinished(self, debate: DebateRun) -> None:
         """Record why there is no answer, and finish. Raises errors.Unavailable: then the run comes again."""
-        why = debate.stopped_by or debate.error
-        if why is None:
-            why = AifactoryError("the debate failed; the log has the cause under this trace_id")
-        if isinstance(why, Cancelled):
-            outcome = Outcome(RunStatus.CANCELLED, "cancelled", debate.usage, error=why.body())
-        else:
-            outcome = failed(why, debate.usage)
         if debate.usage.total_tokens and not debate.settling:
             await debate.emit(UsageEvent(usage=debate.usage))
-        await debate.settle(outcome)
+        await debate.settle(debate.without_answer())
 
     def _on_cancel(self, trace_id: str, reason: str) -> None:
         execution = self._active.get(trace_id)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from dagster import ResourceDefinition
 
 from dagster_project.debate import DebateSpec, total_usage
-from serve_app.errors import AifactoryError
+from serve_app.errors import AifactoryError, Cancelled
 from serve_app.events import EventBody, RunEvent, TokenEvent, Usage
 from serve_app.lifecycle.settle import settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
-from serve_app.runs import Outcome, Run
+from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.telemetry import observe
 
 
@@ -31,6 +31,7 @@ class DebateRun:
     resumed: bool = False
     stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
     error: AifactoryError | None = None  # why the debate itself failed
+    unrecorded: AifactoryError | None = None  # the database was away: the debate is held again
     owned_until: float = math.inf  # Unix seconds; after that the run may be another's
     confirm: Callable[[], Awaitable[None]] | None = None  # asks the log whether it is: then it is `lost`
     lost: bool = False
@@ -73,6 +74,13 @@ class DebateRun:
             self._settling = asyncio.get_running_loop().create_task(work)
         return await asyncio.shield(self._settling)
 
+    def without_answer(self) -> Outcome:
+        """The outcome that says why there is no answer."""
+        why = self.stopped_by or self.error or AifactoryError("the debate failed; the log has the cause under this trace_id")
+        if isinstance(why, Cancelled):
+            return Outcome(RunStatus.CANCELLED, "cancelled", self.usage, error=why.record())
+        return failed(why, self.usage)
+
     def lose(self) -> None:
         """The run is not ours any more: no event of ours may come after those of its new owner."""
         self.lost = True
@@ -87,6 +95,11 @@ class DebateRun:
         """Wait for a commit that is still under way."""
         if self._settling is not None:
             await asyncio.wait([self._settling])
+
+
+def failed(error: AifactoryError, usage: Usage) -> Outcome:
+    """The outcome of a run without an answer."""
+    return Outcome(RunStatus.FAILED, "error", usage, error=error.record())
 
 
 def _failed(task: "asyncio.Task[bool]") -> bool:

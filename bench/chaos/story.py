@@ -74,13 +74,27 @@ async def disconnects(ground: Ground, count: int, *, seed: int = 1, at_once: int
 
         for _ in range(at_once):
             group.create_task(lane())
+    last = time.monotonic()
     await asyncio.sleep(after_s)  # this pause is what is measured
     engines = await ground.eyes.engines()
+    idle_s = await _until_idle(ground, last)
     left = sum(made.end == "left" for made in load.exchanges)
     busy = [f"{e['replica']}: {e['running']} running, {e['waiting']} waiting" for e in engines if e["running"] or e["waiting"]]
     if left < count // 3:
         busy.append(f"only {left} of {count} clients left in the middle: this measured nothing")
-    return Finding(f"{left} of {len(kinds)} left in the middle; engines idle {after_s:g} s later", left, busy)
+    if busy:
+        busy.append(f"idle {idle_s:.2f} s after the last")
+    return Finding(f"{left} of {len(kinds)} clients left in the middle; engines idle {after_s:g} s later", left, busy)
+
+
+async def _until_idle(ground: Ground, since: float) -> float:
+    """Seconds since `since` (monotonic) when the engines were first seen idle."""
+    async with asyncio.timeout(60):
+        busy = await ground.eyes.busy()
+        while busy:
+            await asyncio.sleep(0.05)
+            busy = await ground.eyes.busy()
+    return time.monotonic() - since
 
 
 async def _warm(load: Load) -> None:

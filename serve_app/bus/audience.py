@@ -33,17 +33,18 @@ class NatsAudience:
             with suppress(Unavailable, nats.errors.Error):  # the asker takes silence for a yes as well
                 await self._connection.publish(message.reply, b"")
 
+        subscription = None
         try:
             subscription = await self._connection.subscribe(_subject(trace_id), answer)
             await self._connection.flush()  # seen by others from here on
         except Unavailable as error:
-            logger.warning("other gateways do not see this reader", trace_id=trace_id, error=error.message)
-            yield
-            return
+            # A subscription that was made is kept all the same: it counts as soon as NATS is back.
+            logger.warning("other gateways may not see this reader", trace_id=trace_id, error=error.message)
         try:
             yield
         finally:
-            await self._connection.unsubscribe(subscription)
+            if subscription is not None:
+                await self._connection.unsubscribe(subscription)
 
     async def others(self, trace_id: str) -> bool:
         """See Audience."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from serve_app.answers import AnswerBuilder, succeeded
@@ -24,7 +25,14 @@ class DirectRun:
     """
 
     def __init__(
-        self, admitted: Execute, *, store: RunStore, replicas: Replicas, publisher: RunPublisher, backoff: Backoff
+        self,
+        admitted: Execute,
+        *,
+        store: RunStore,
+        replicas: Replicas,
+        publisher: RunPublisher,
+        backoff: Backoff,
+        unrecorded: Callable[[Run, Outcome], None],
     ) -> None:
         self.run = admitted.run
         self._recorded = admitted.recorded
@@ -32,6 +40,7 @@ class DirectRun:
         self._replicas = replicas
         self._publisher = publisher
         self._backoff = backoff
+        self._unrecorded = unrecorded
         self._builder = AnswerBuilder(admitted.run.question.model_id)
         self._task: asyncio.Task[None] | None = None
         self._stop_reason: str | None = None
@@ -60,7 +69,8 @@ class DirectRun:
     async def _record(self, outcome: Outcome) -> None:
         if outcome.usage.total_tokens:
             await self._publisher.emit(UsageEvent(usage=outcome.usage))
-        await record(self._store, self._publisher, self.run, outcome, recorded=self._recorded)
+        if not await record(self._store, self._publisher, self.run, outcome, recorded=self._recorded):
+            self._unrecorded(self.run, outcome)
 
     async def _outcome(self) -> Outcome:
         try:
@@ -123,15 +133,15 @@ class DirectRun:
         raise AssertionError("a replica stream ends with finished or raises")
 
 
-async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome, *, recorded: bool = True) -> None:
-    """Settle, and try again a few times when the database is away.
+async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome, *, recorded: bool = True) -> bool:
+    """Settle, and try again a few times when the database is away. False when the end was said but could not be recorded.
 
     A plain unkeyed answer that has reached its reader is not spoilt because it cannot be recorded; a keyed one is
     ended as an error, since its key could not replay it.
     """
     if not recorded:
         await finish_unrecorded(publisher, run, outcome)
-        return
+        return True
     for attempt in range(_SETTLE_TRIES):
         try:
             await settle(store, publisher, run, outcome)
@@ -144,11 +154,12 @@ async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Ou
             outcome = replace(failed(broken, AnswerBuilder(run.question.model_id)), usage=outcome.usage)
             break
         else:
-            return
+            return True
     if run.keyed and outcome.status is RunStatus.SUCCEEDED:
         away = Unavailable("the answer could not be recorded under its Idempotency-Key: Postgres is away; retry")
         outcome = replace(failed(away, AnswerBuilder(run.question.model_id)), usage=outcome.usage)
     await finish_unrecorded(publisher, run, outcome)
+    return False
 
 
 def failed(error: AifactoryError, builder: AnswerBuilder) -> Outcome:

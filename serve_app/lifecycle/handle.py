@@ -5,6 +5,7 @@ READ THIS FIRST. A `Lifecycle` knows ports only: the log, the cache, the bus, th
 
 import asyncio
 import time
+from collections import deque
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from serve_app.lifecycle.settle import not_recalled
 from serve_app.lifecycle.sweep import Sweeper, waiting_lease_s
 from serve_app.lifecycle.watch import Watch
 from serve_app.ports import AnswerCache, Audience, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
-from serve_app.runs import Answer, Run
+from serve_app.runs import Answer, Outcome, Run
 from serve_app.settings import Settings
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import bound, logger
@@ -54,6 +55,8 @@ class Lifecycle:
         self.embedder = embedder
         self.local_runs = LocalRuns(settings.gateway_max_ongoing_requests)
         self._tasks = TaskOwner()
+        # Ends that were said while the log was away, to be recorded when it is back: else a sweeper says another.
+        self._unrecorded: deque[tuple[Run, Outcome]] = deque(maxlen=settings.gateway_max_ongoing_requests)
         self.readers = Readers(audience=audience, bus=bus, local_runs=self.local_runs, tasks=self._tasks)
 
     async def start(self) -> None:
@@ -146,7 +149,14 @@ class Lifecycle:
 
     def _start_direct(self, admitted: Execute, publisher: RunPublisher) -> None:
         backoff = Backoff.of(self.settings)
-        direct = DirectRun(admitted, store=self.store, replicas=self.replicas, publisher=publisher, backoff=backoff)
+        direct = DirectRun(
+            admitted,
+            store=self.store,
+            replicas=self.replicas,
+            publisher=publisher,
+            backoff=backoff,
+            unrecorded=lambda run, outcome: self._unrecorded.append((run, outcome)),
+        )
         self.local_runs.add(admitted.run, direct.stop, recorded=admitted.recorded)
         task = self._tasks.spawn(direct.execute(), name=f"run {admitted.run.trace_id}")
         task.add_done_callback(lambda _: self.local_runs.remove(admitted.run.trace_id))
@@ -158,7 +168,8 @@ class Lifecycle:
         for body in replay(answer):
             if not isinstance(body, FinishedEvent):
                 await publisher.emit(body)
-        await record(self.store, publisher, run, outcome, recorded=admitted.recorded)
+        if not await record(self.store, publisher, run, outcome, recorded=admitted.recorded):
+            self._unrecorded.append((run, outcome))
 
     async def _replay_cached(self, run: Run, answer: Answer) -> Reply:
         """An exact hit needs no claim: nothing is executed. Its events go out under the request's own trace_id."""
@@ -220,15 +231,20 @@ class Lifecycle:
         cause = error if isinstance(error, AifactoryError) else Unavailable("the request ended before its run began; retry")
         publisher = publisher or await self.bus.open_run(run.trace_id)
         # Whoever attached meanwhile gets this end too.
-        await record(self.store, publisher, run, failed(cause, AnswerBuilder(run.question.model)), recorded=admitted.recorded)
+        outcome = failed(cause, AnswerBuilder(run.question.model))
+        if not await record(self.store, publisher, run, outcome, recorded=admitted.recorded):
+            self._unrecorded.append((run, outcome))
 
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self.settings.lease_s / 3)
             trace_ids = self.local_runs.leased()
-            if not trace_ids:
-                continue
             try:
+                while self._unrecorded:
+                    await self.store.settle(*self._unrecorded[0])
+                    self._unrecorded.popleft()
+                if not trace_ids:
+                    continue
                 ours = await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
             except Exception as error:  # noqa: BLE001 - this loop keeps every run here alive; it must outlive any fault
                 logger.warning("leases not extended", error=str(error), runs=len(trace_ids))

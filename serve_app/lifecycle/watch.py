@@ -31,6 +31,7 @@ class Watch:
         self._recorded = recorded
         self._seen = seen
         self._lost = False
+        self._last_seq = -1
         self._pending: asyncio.Task[RunEvent] | None = None
 
     async def events(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
@@ -51,6 +52,7 @@ class Watch:
                     async for event in self._recorded_later():
                         yield event
                     return
+                self._last_seq = event.seq
                 self._seen, self._lost = self._seen or _is_answer(event), False
                 yield event
                 if isinstance(event.body, FinishedEvent):
@@ -60,7 +62,7 @@ class Watch:
                 raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
             ended = await self._ask_the_log()
             if ended is not None:
-                async for event in recorded_events(ended):
+                async for event in self._continued(ended):
                     yield event
                 return
 
@@ -75,13 +77,19 @@ class Watch:
         while time.time() < self._deadline:
             row = await self._store.find(self._trace_id)
             if row is not None and row.status.terminal:
-                async for event in recorded_events(row):
+                async for event in self._continued(row):
                     yield event
                 return
             if row is None or row.lease_until < time.time():
                 raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
             await asyncio.sleep(min(_POLL_S, self._check_s))
         raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
+
+    async def _continued(self, row: RunRecord) -> AsyncIterator[RunEvent]:
+        """The recorded result, numbered on from what was read."""
+        first = self._last_seq + 1
+        async for event in recorded_events(row):
+            yield RunEvent(event.trace_id, first + event.seq, event.body)
 
     async def _ask_the_log(self) -> RunRecord | None:
         """The run's row when it ended without telling us; None to wait on. Raises Unavailable when nobody keeps the run."""

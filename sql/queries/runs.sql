@@ -7,7 +7,8 @@
 WITH past AS (
     INSERT INTO run_history
     SELECT * FROM idempotency_log
-    WHERE project = :project AND key = :key AND status <> 'running' AND NOT (keyed AND status = 'succeeded')
+    WHERE project = :project AND key = :key AND req_id = :req_id
+      AND (status = 'cancelled' OR (status = 'failed' AND (retryable OR NOT keyed)) OR (status = 'succeeded' AND NOT keyed))
     ON CONFLICT (trace_id) DO NOTHING
 )
 INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until)

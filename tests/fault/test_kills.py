@@ -32,8 +32,9 @@ def broken(findings: list[Finding]) -> list[str]:
     return [f"{finding.name}: {case}" for finding in findings for case in finding.broken]
 
 
-async def test_engines_are_idle_one_second_after_the_last_of_many_clients_left(ground: Ground) -> None:
-    finding = await disconnects(ground, 90, seed=SEED)
+async def test_engines_are_idle_shortly_after_the_last_of_many_clients_left(ground: Ground) -> None:
+    # bench/chaos.py --disconnects measures the second that is promised; a busy test machine needs more.
+    finding = await disconnects(ground, 90, seed=SEED, after_s=3)
     assert broken([finding]) == []
 
 
