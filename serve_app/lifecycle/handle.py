@@ -238,19 +238,29 @@ class Lifecycle:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self.settings.lease_s / 3)
+            await self._record_late()
             trace_ids = self.local_runs.leased()
+            if not trace_ids:
+                continue
             try:
-                while self._unrecorded:
-                    await self.store.settle(*self._unrecorded[0])
-                    self._unrecorded.popleft()
-                if not trace_ids:
-                    continue
                 ours = await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
             except Exception as error:  # noqa: BLE001 - this loop keeps every run here alive; it must outlive any fault
                 logger.warning("leases not extended", error=str(error), runs=len(trace_ids))
                 continue
             for trace_id in set(trace_ids) - ours:
                 self.local_runs.stop(trace_id, "another owner took the run over")
+
+    async def _record_late(self) -> None:
+        """Record the ends that were said while the log was away. One that can never be recorded holds up nothing."""
+        while self._unrecorded:
+            run, outcome = self._unrecorded[0]
+            try:
+                await self.store.settle(run, outcome)
+            except Unavailable:
+                return
+            except Exception as error:  # noqa: BLE001 - leases are kept after this; the log has the cause
+                logger.opt(exception=error).error("an end could not be recorded", trace_id=run.trace_id)
+            self._unrecorded.popleft()
 
 
 def void(_: object) -> None:

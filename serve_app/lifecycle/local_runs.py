@@ -47,6 +47,3 @@ class LocalRuns:
     def leased(self) -> list[str]:
         """Names of the recorded runs that this process itself executes and so must keep alive in the log."""
         return [trace_id for trace_id, entry in self._entries.items() if entry.recorded]
-
-    def __contains__(self, trace_id: str) -> bool:
-        return trace_id in self._entries

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from serve_app.answers import finished_event, replay, succeeded
 from serve_app.errors import AifactoryError, Unavailable
-from serve_app.events import FinishedEvent, RoleEvent, RunEvent, TokenEvent, UsageEvent
+from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
+from serve_app.lifecycle.replays import is_answer, recorded_bodies
 from serve_app.lifecycle.settle import note_told
 from serve_app.ports import EventBus, RunRecord, RunStore
-from serve_app.runs import Run, RunStatus
+from serve_app.runs import Run
 from serve_app.settings import Settings
 from serve_app.telemetry import bound, count, logger
 
@@ -47,11 +47,11 @@ async def tell_end(store: RunStore, bus: EventBus, record: RunRecord) -> None:
     publisher = await bus.open_run(record.trace_id, resume=True)
     if publisher.finished:
         return
-    if record.answer is not None and not _answer_is_out(last):
-        for body in replay(record.answer):
-            if not isinstance(body, RoleEvent | FinishedEvent):
-                await publisher.emit(body)
-    await publisher.emit(_finished(record))
+    answer_is_out = last is not None and (isinstance(last.body, UsageEvent) or is_answer(last.body))
+    for body in recorded_bodies(record):
+        # The role was said when the run began, and what was heard already is not said twice.
+        if isinstance(body, FinishedEvent) or not (answer_is_out or isinstance(body, RoleEvent)):
+            await publisher.emit(body)
     await note_told(store, publisher)
 
 
@@ -160,16 +160,3 @@ class Sweeper:
                 logger.warning("readers of ended runs are told later", runs=len(self._untold), error=error.message)
                 return
             self._untold.popleft()
-
-
-def _answer_is_out(last: RunEvent | None) -> bool:
-    """Whether a stream that ends with `last` has the answer; drafts of debaters and progress are none."""
-    return last is not None and (
-        isinstance(last.body, UsageEvent) or (isinstance(last.body, TokenEvent) and last.body.task is None)
-    )
-
-
-def _finished(record: RunRecord) -> FinishedEvent:
-    if record.answer is not None:
-        return finished_event(succeeded(record.answer))
-    return FinishedEvent(reason="cancelled" if record.status is RunStatus.CANCELLED else "error", error=record.error)

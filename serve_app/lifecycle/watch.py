@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator
 
 from serve_app.errors import DeadlineExceeded, Unavailable
-from serve_app.events import FinishedEvent, RunEvent, TokenEvent, ToolCallEvent
-from serve_app.lifecycle.replays import recorded_events
+from serve_app.events import FinishedEvent, RunEvent
+from serve_app.lifecycle.replays import is_answer, recorded_events
 from serve_app.ports import RunRecord, RunStore
 from serve_app.telemetry import logger
 
@@ -53,7 +53,7 @@ class Watch:
                         yield event
                     return
                 self._last_seq = event.seq
-                self._seen, self._lost = self._seen or _is_answer(event), False
+                self._seen, self._lost = self._seen or is_answer(event.body), False
                 yield event
                 if isinstance(event.body, FinishedEvent):
                     return
@@ -62,7 +62,7 @@ class Watch:
                 raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
             ended = await self._ask_the_log()
             if ended is not None:
-                async for event in self._continued(ended):
+                async for event in recorded_events(ended, first=self._last_seq + 1):
                     yield event
                 return
 
@@ -77,19 +77,13 @@ class Watch:
         while time.time() < self._deadline:
             row = await self._store.find(self._trace_id)
             if row is not None and row.status.terminal:
-                async for event in self._continued(row):
+                async for event in recorded_events(row, first=self._last_seq + 1):
                     yield event
                 return
             if row is None or row.lease_until < time.time():
                 raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
             await asyncio.sleep(min(_POLL_S, self._check_s))
         raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
-
-    async def _continued(self, row: RunRecord) -> AsyncIterator[RunEvent]:
-        """The recorded result, numbered on from what was read."""
-        first = self._last_seq + 1
-        async for event in recorded_events(row):
-            yield RunEvent(event.trace_id, first + event.seq, event.body)
 
     async def _ask_the_log(self) -> RunRecord | None:
         """The run's row when it ended without telling us; None to wait on. Raises Unavailable when nobody keeps the run."""
@@ -111,12 +105,6 @@ class Watch:
             return row
         # Part of the answer was read, and what came after it is lost: an end here would make it look whole.
         raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
-
-
-def _is_answer(event: RunEvent) -> bool:
-    """Whether the event is a part of the answer; a role, progress and the drafts of debaters are none."""
-    body = event.body
-    return isinstance(body, TokenEvent | ToolCallEvent) and body.task is None
 
 
 async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:

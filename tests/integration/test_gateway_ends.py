@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.errors import Unavailable
 from serve_app.events import FinishedEvent, TokenEvent
 from serve_app.ports import Claim
-from serve_app.runs import Run, RunStatus
+from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.store.memory import InMemoryRunStore
 from tests.integration.gateway_server import KEY, GatewayUnderTest, HashEmbedder, serve_gateway, until
 
@@ -177,3 +178,27 @@ async def test_finished_is_published_once_when_a_workflow_ends_normally(
         await publisher.emit(TokenEvent(text="done"))
         await publisher.emit(FinishedEvent(reason="stop"))
     assert waiting.result().json()["choices"][0]["message"]["content"] == "done"
+
+
+async def test_an_end_that_could_not_be_recorded_is_recorded_later_and_a_bad_one_holds_up_nothing() -> None:
+    class Away(InMemoryRunStore):
+        away, broken = True, ""
+
+        async def settle(self, run: Run, outcome: Outcome) -> bool:
+            if self.away:
+                raise Unavailable("Postgres is away")
+            if run.trace_id == self.broken:
+                raise ValueError("cannot be recorded")
+            return await super().settle(run, outcome)
+
+    store = Away()
+    async with serve_gateway({"store": store}, lease_s=0.9) as gateway:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=20, trust_env=False) as http:
+            first, second = await asyncio.gather(
+                *(http.post("/v1/chat/completions", json={**ASK, "seed": seed}) for seed in range(2))
+            )
+        assert (first.status_code, second.status_code) == (200, 200)
+        store.broken, store.away = first.headers["x-trace-id"], False
+        trace_id = second.headers["x-trace-id"]
+        await until(lambda: store._rows[store._keys[trace_id]].status is RunStatus.SUCCEEDED, timeout_s=5)
