@@ -55,7 +55,8 @@ def switch(unstarted_postgres: EmbeddedPostgres) -> Iterator[Switch]:
 
 @pytest.fixture
 async def small_pool(postgres_dsn: str) -> AsyncIterator[PostgresPool]:
-    pool = PostgresPool(postgres_dsn, size=1, timeout_s=0.3)
+    # The bound also holds for the first connection, which a busy machine may take its time for.
+    pool = PostgresPool(postgres_dsn, size=1, timeout_s=2)
     yield pool
     await pool.close()
 
@@ -123,7 +124,7 @@ async def test_while_postgres_is_away_requests_do_not_each_wait() -> None:
         for _ in range(100):
             with pytest.raises(Unavailable):
                 await pool.ping()
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 10  # one wait each would be 50 s
     finally:
         await pool.close()
         listener.close()
