@@ -17,8 +17,8 @@ from nats.aio.msg import Msg
 
 from bench.chaos.eyes import Eyes, Role
 from bench.chaos.servers import MortalNats, MortalPostgres, MortalServer
+from serve_app.configured import SimulatedConfig
 from serve_app.local.state import StackState, load_state
-from serve_app.settings import SimulatedConfig
 from tests.e2e.stack_under_test import RunningStack, running_stack, server_folder
 
 MODEL = "sim-small"

@@ -10,10 +10,11 @@ import httpx
 from bench.chaos.exchange import Exchange, exchange
 from bench.chaos.ground import ENGINE, MODEL
 from dagster_project.debate import DebateTask, task_body
+from serve_app.configured import DebateConfig
 from serve_app.replicas.simulated_request import read_chat
 from serve_app.replicas.simulated_text import write
 from serve_app.runs import answer_params
-from serve_app.settings import DebateConfig, Settings
+from serve_app.settings import Settings
 
 # What a lane asks, and how often.
 KINDS = {"stream": 5, "whole": 4, "debate": 2, "keyed": 3, "keyed debate": 1, "identical": 2, "hot": 1, "leave": 3}

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app.configured import DEBATE_MODEL_ID
 from serve_app.errors import BadRequest, Forbidden, NotFound
 from serve_app.gateway.schema import ChatRequest, DebateField
 from serve_app.lifecycle.reply import Ask
 from serve_app.ports import Replicas
 from serve_app.runs import CachePolicy, Question, Route, answer_params
-from serve_app.settings import DEBATE_MODEL_ID, Settings
+from serve_app.settings import Settings
 
 # What a debate cannot carry yet. Refused, because dropping it silently would answer another question.
 _NOT_IN_A_DEBATE = ("tools", "functions", "tool_choice", "function_call", "response_format", "logprobs", "top_logprobs", "n")

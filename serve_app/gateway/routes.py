@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from serve_app.configured import DEBATE_MODEL_ID
 from serve_app.errors import NotFound
 from serve_app.gateway import passthrough, runs_api
 from serve_app.gateway.asks import build_ask
@@ -12,7 +13,6 @@ from serve_app.gateway.exchange import caller_of, headers_of, streamed, whole
 from serve_app.gateway.http_app import GatewayState, OrjsonResponse, read_body, state_of
 from serve_app.gateway.schema import ChatRequest, check, parse_object
 from serve_app.runs import new_trace_id
-from serve_app.settings import DEBATE_MODEL_ID
 from serve_app.telemetry import bound
 
 router = APIRouter()

@@ -7,10 +7,11 @@ from typing import Any
 
 import httpx
 
+from serve_app.configured import DEBATE_MODEL_ID
 from serve_app.local.deployment import create_key
 from serve_app.local.files import write_private
 from serve_app.local.state import StackState, settings_file
-from serve_app.settings import DEBATE_MODEL_ID, Settings, settings_from_dict
+from serve_app.settings import Settings, settings_from_dict
 
 DEFAULT_PROJECT = "default"
 # Between two bytes; the server sends a comment line every few seconds while it works.

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from serve_app.configured import AdapterConfig, ModelConfig
 from serve_app.errors import NotFound
 from serve_app.ports import ModelCard
-from serve_app.settings import AdapterConfig, ModelConfig
 
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 _ADAPTER_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")

@@ -11,6 +11,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from serve_app.configured import ModelConfig
 from serve_app.errors import AifactoryError, Overloaded, UpstreamFailed
 from serve_app.events import EventBody, TokenEvent, ToolCallEvent
 from serve_app.ports import ModelCard
@@ -19,7 +20,7 @@ from serve_app.replicas.chunks import ChunkReader, error_from_replica, parse_chu
 from serve_app.replicas.ends import CompletionEnds, choices_due, completions_due
 from serve_app.replicas.probe import replica_stats
 from serve_app.replicas.whole import comes_whole
-from serve_app.settings import APP_NAME, ModelConfig, Settings
+from serve_app.settings import APP_NAME, Settings
 from serve_app.telemetry import logger
 
 _RETRY_AFTER_S: Final = 1.0

@@ -10,8 +10,8 @@ from typing import Any, Final
 from ray import serve
 from ray.serve import Application
 
+from serve_app.configured import ModelConfig
 from serve_app.replicas.catalog import deployment_name, is_local
-from serve_app.settings import ModelConfig
 
 _BASE_ENV: Final = {
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",  # prompts do not belong in a log

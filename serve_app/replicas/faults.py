@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing
 from typing import Any, Final
 
+from serve_app.configured import FaultConfig
 from serve_app.errors import AifactoryError, BadRequest, Overloaded, Unavailable, UpstreamFailed
-from serve_app.settings import FaultConfig
 
 Item = dict[str, Any] | str
 Hold = Callable[[], AbstractContextManager[None]]

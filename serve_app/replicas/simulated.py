@@ -8,13 +8,13 @@ from typing import Any
 
 from ray import serve
 
+from serve_app.configured import FaultConfig, SimulatedConfig
 from serve_app.errors import BadRequest
 from serve_app.replicas.faults import FaultPlan, spoilt
 from serve_app.replicas.faults import Item as SentItem
 from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.simulated_request import Ask, read_chat, read_completion
 from serve_app.replicas.simulated_text import Script, count_tokens, write
-from serve_app.settings import FaultConfig, SimulatedConfig
 
 Item = dict[str, Any]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
+from serve_app.configured import SimulatedConfig
 from serve_app.replicas.simulated_request import Ask
-from serve_app.settings import SimulatedConfig
 
 _PROSE: Final = (
     "the answer of a model depends on what it was shown and how long it may think about each part while "

@@ -16,12 +16,13 @@ import pytest_asyncio
 import ray
 from ray import serve
 
+from serve_app.configured import ModelConfig, SimulatedConfig
 from serve_app.events import FinishedEvent
 from serve_app.replicas.catalog import deployment_name
 from serve_app.replicas.client import ServeReplicas
 from serve_app.replicas.deployment import build_deployment
 from serve_app.runs import RunStatus
-from serve_app.settings import APP_NAME, ModelConfig, Settings, SimulatedConfig
+from serve_app.settings import APP_NAME, Settings
 from tests.fault.replica_cases import CASES, Case
 from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
 

@@ -8,16 +8,16 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from serve_app.settings import (
+from serve_app.configured import (
     AdapterConfig,
     AutoscalingConfig,
     DebateConfig,
     DebateTaskConfig,
     FaultConfig,
     ModelConfig,
-    Settings,
     SimulatedConfig,
 )
+from serve_app.settings import Settings
 
 NESTED: tuple[tuple[type[BaseModel], str], ...] = (
     (ModelConfig, "`models[]`: one model"),

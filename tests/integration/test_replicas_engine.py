@@ -12,12 +12,13 @@ import pytest
 import ray
 from ray import serve
 
+from serve_app.configured import AdapterConfig
 from serve_app.errors import BadRequest, NotFound
 from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, UsageEvent
 from serve_app.local.model import resolve_model
 from serve_app.replicas.client import ServeReplicas
 from serve_app.replicas.deployment import build_deployment
-from serve_app.settings import APP_NAME, AdapterConfig, Settings
+from serve_app.settings import APP_NAME, Settings
 
 pytestmark = [
     pytest.mark.engine,

@@ -13,12 +13,13 @@ import pytest
 import ray
 from ray import serve
 
+from serve_app.configured import ModelConfig, SimulatedConfig
 from serve_app.errors import BadRequest, NotFound, Overloaded, UpstreamFailed
 from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.replicas.catalog import deployment_name
 from serve_app.replicas.client import ServeReplicas
 from serve_app.replicas.deployment import build_deployment
-from serve_app.settings import APP_NAME, ModelConfig, Settings, SimulatedConfig
+from serve_app.settings import APP_NAME, Settings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's and grpc's own

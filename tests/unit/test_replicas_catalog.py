@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.configured import AdapterConfig, ModelConfig
 from serve_app.errors import NotFound
 from serve_app.replicas.catalog import Catalog, deployment_name
-from serve_app.settings import AdapterConfig, ModelConfig
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from ray.serve._private.constants import RAY_SERVE_HAPROXY_INGRESS_RETRY_ON, RAY_SERVE_HAPROXY_RETRY_ON
 
+from serve_app.configured import AdapterConfig, ModelConfig
 from serve_app.replicas import deployment
-from serve_app.settings import AdapterConfig, ModelConfig, Settings
+from serve_app.settings import Settings
 
 
 def model(**fields: Any) -> ModelConfig:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from serve_app.configured import FaultConfig, SimulatedConfig
 from serve_app.errors import UpstreamFailed
 from serve_app.events import EventBody, FinishedEvent, TokenEvent, UsageEvent
 from serve_app.replicas.chunks import ChunkReader
 from serve_app.replicas.faults import FaultPlan, InjectedReset, spoilt
-from serve_app.settings import FaultConfig, SimulatedConfig
 
 
 def hits(plan: FaultPlan, requests: int) -> list[str | None]:

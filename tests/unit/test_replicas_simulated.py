@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import pytest
 
+from serve_app.configured import SimulatedConfig
 from serve_app.errors import BadRequest
 from serve_app.replicas.simulated_request import read_chat, read_completion
 from serve_app.replicas.simulated_text import Script, pieces_of, write
-from serve_app.settings import SimulatedConfig
 
 WRONG_PROMPTS: tuple[Any, ...] = (None, "", [], 5, [""], [{}])
 CONFIG = SimulatedConfig(seed=1, default_tokens=12)
