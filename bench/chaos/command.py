@@ -43,10 +43,12 @@ async def _run(options: argparse.Namespace) -> int:
             return int(bool(finding.broken))
         kills = plan(options.seed, options.kills, options.minutes * 60, tuple(options.targets.split(",")))
         story = await chaos(ground, seed=options.seed, kills=kills, seconds=options.minutes * 60, lanes=options.lanes)
+        # Told before the stack is ended: what was found must not hang on that.
+        print(f"seed {options.seed}, {len(story.killed)} kills in {options.minutes:g} minutes, {options.lanes} lanes")
+        _tell(story)
+        sys.stdout.flush()
         if options.logs:
             _keep_logs(ground, options.logs)
-    print(f"seed {options.seed}, {len(story.killed)} kills in {options.minutes:g} minutes, {options.lanes} lanes")
-    _tell(story)
     return int(bool(story.broken))
 
 
@@ -75,7 +77,7 @@ def _show(findings: list[Finding]) -> None:
 
 
 def _tell_memory(samples: list[dict[str, int]]) -> None:
-    """Median of the first and of the last tenth after warm-up, for each process that lived through all of it."""
+    """Medians of the tenths after warm-up, for each process that lived through all of it."""
     warm = samples[int(len(samples) * _WARM_UP) :]
     tenth = max(1, len(warm) // 10)
     for name in sorted(warm[-1].keys()):
@@ -83,5 +85,7 @@ def _tell_memory(samples: list[dict[str, int]]) -> None:
         if len(sizes) < len(warm) or len(warm) < 3:
             print(f"  memory {name}: {sizes[-1]:.1f} MiB at the end, started during the run")
             continue
-        first, last = statistics.median(sizes[:tenth]), statistics.median(sizes[-tenth:])
+        tenths = [statistics.median(sizes[start : start + tenth]) for start in range(0, len(sizes) - tenth + 1, tenth)]
+        first, last = tenths[0], tenths[-1]
         print(f"  memory {name}: {first:.1f} -> {last:.1f} MiB ({(last / first - 1) * 100:+.2f} %)")
+        print(f"           tenth by tenth: {', '.join(f'{size:.1f}' for size in tenths)}")

@@ -54,7 +54,8 @@ class Eyes:
             "bench.chaos.eyes",
             str(state.ray_address),
             str(settings_file(state.state_dir)),
-            env=child_environment(deployment.ray_variables(state)),
+            # Ray's list of actors looks for a cluster by itself, and gives up where it finds two.
+            env=child_environment({**deployment.ray_variables(state), "RAY_ADDRESS": str(state.ray_address)}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             limit=2**20,

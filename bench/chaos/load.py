@@ -9,7 +9,7 @@ import httpx
 
 from bench.chaos.exchange import Exchange, exchange
 from bench.chaos.ground import ENGINE, MODEL
-from dagster_project.debate import DebateTask, task_body
+from dagster_project.debate import DebateSpec, DebateTask, task_body
 from serve_app.configured import DebateConfig
 from serve_app.replicas.simulated_request import read_chat
 from serve_app.replicas.simulated_text import write
@@ -106,5 +106,6 @@ def expected_texts(body: dict[str, Any]) -> set[str]:
     else:
         preset: DebateConfig = Settings.model_fields["debate"].get_default(call_default_factory=True)
         tasks = [DebateTask(task=t.task, model=MODEL, system=t.system, temperature=t.temperature) for t in preset.tasks]
-        asks = [task_body(task, messages, params) for task in tasks]
+        spec = DebateSpec(tasks=tuple(tasks), judge_model=MODEL)
+        asks = [task_body(spec, task, messages, params) for task in tasks]
     return {"".join(write(read_chat(ask), ENGINE, 0).pieces) for ask in asks}
