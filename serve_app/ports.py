@@ -1,8 +1,8 @@
 """What the lifecycle needs from the outside, as protocols. Adapters live in store, bus, replicas, embeddings."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from serve_app.events import EventBody, RunEvent
@@ -30,6 +30,7 @@ class RunRecord:
     usage: dict[str, Any] | None = None
     dagster_run_id: str | None = None
     told: bool = False  # its `finished` reached NATS, as far as we know
+    cancel_reason: str | None = None  # why it was asked to stop, if it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class Claim:
 
     claimed: bool
     record: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """What became of extended leases: the runs that are still `ours`, and of those the ones asked to stop, with the reason."""
+
+    ours: frozenset[str] = frozenset()
+    cancels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +74,24 @@ class RunStore(Protocol):
         """
         ...
 
-    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> frozenset[str]:
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> Leases:
         """Let the leases of running runs end in `lease_s`, later or sooner than before.
 
-        Returns the runs that are still ours to work on: one that is missing has ended, or another run took its row.
+        A run that is missing in `ours` has ended, or another run took its row.
+        """
+        ...
+
+    async def request_cancel(self, trace_id: str, reason: str) -> None:
+        """Ask a running run to stop; the first reason stays. Nothing happens when it has ended.
+
+        Its owner hears of it when it extends the lease, also one that begins later.
         """
         ...
 
     async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
-        """End running runs whose lease is over as failed, retryably, at most `limit`; the longest abandoned first.
+        """End running runs whose lease is over, at most `limit`; the longest abandoned first.
+
+        One that was asked to stop ends as cancelled, any other as failed, retryably.
 
         A workflow run is ended once its lease has been over for `workflow_overdue_s`: the queue may bring it again.
         `attempt` goes up, so that a late owner finds nothing to settle. Of two callers at once each gets other runs.
@@ -206,6 +224,10 @@ class RunQueue(Protocol):
 
     async def pending(self) -> int:
         """Runs that no worker has taken yet."""
+        ...
+
+    async def backlog(self) -> int:
+        """Runs that the queue may still bring: not taken yet, or taken and not ended. Raises errors.Unavailable."""
         ...
 
 

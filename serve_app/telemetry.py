@@ -30,6 +30,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "aifactory_streams_dropped_total": ("counter", "streams that ended before their run did", ("route", "reason")),
     "aifactory_cache_results_total": ("counter", "recall results", ("result",)),
     "aifactory_queue_seconds": ("histogram", "time a workflow run waited for a worker", ()),
+    "aifactory_queue_lag": ("gauge", "workflow runs in the queue, waiting or being worked on", ()),
     "aifactory_task_seconds": ("histogram", "time of one debate task", ("model",)),
     "aifactory_events_unpublished_total": ("counter", "events that NATS did not take", ()),
     "aifactory_engine_running": ("gauge", "requests an engine is working on", ("model",)),

@@ -57,6 +57,11 @@ class CoreRunQueue:
         """Always 0: nothing waits."""
         return 0
 
+    async def backlog(self) -> int:
+        """Always 0, once NATS has answered: a run that was taken is never brought again."""
+        await self._connection.flush()
+        return 0
+
     async def deliveries(self, *, limit: int) -> AsyncGenerator[Delivery, None]:
         """See WorkQueue. Runs that were taken but not handed out when it is closed are lost."""
         counter = _Counter(self._connection, limit)

@@ -109,6 +109,10 @@ class InMemoryRunQueue:
         """See RunQueue."""
         return sum(1 for _, count in self._runs.values() if count == 0)
 
+    async def backlog(self) -> int:
+        """See RunQueue."""
+        return len(self._runs)
+
     def schedule(self, trace_id: str, delay_s: float) -> None:
         """Deliver the run after `delay_s`, instead of when it was due before."""
         if trace_id not in self._runs:

@@ -58,11 +58,19 @@ class NatsRunQueue:
 
     async def pending(self) -> int:
         """See RunQueue."""
+        return int((await self._consumer())["num_pending"])
+
+    async def backlog(self) -> int:
+        """See RunQueue. A run that was delivered for the last time stays in the stream, but is not counted here."""
+        consumer = await self._consumer()
+        return int(consumer["num_pending"]) + int(consumer["num_ack_pending"])
+
+    async def _consumer(self) -> dict[str, Any]:
         subject = f"$JS.API.CONSUMER.INFO.{REQUEST_STREAM}.{WORKERS}"
-        answer = orjson.loads((await self._connection.request(subject, b"", timeout_s=_TIMEOUT_S)).data)
+        answer: dict[str, Any] = orjson.loads((await self._connection.request(subject, b"", timeout_s=_TIMEOUT_S)).data)
         if "error" in answer:
             raise Unavailable(f"consumer {WORKERS} of stream {REQUEST_STREAM} is not there: {answer['error'].get('description')}")
-        return int(answer["num_pending"])
+        return answer
 
     async def deliveries(self, *, limit: int) -> AsyncGenerator[Delivery, None]:
         """See WorkQueue."""

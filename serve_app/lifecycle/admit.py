@@ -39,8 +39,9 @@ class Replay:
 async def admit(store: RunStore, run: Run, *, lease_s: float) -> Execute | Attach | Replay:
     """Claim the run's key: the first durable write.
 
-    Raises errors.KeyReused when the caller's Idempotency-Key stands for another body, errors.Unavailable when the
-    log is away and the request cannot do without it (a keyed request, or the workflow route).
+    Raises errors.KeyReused when the caller's Idempotency-Key stands for another body, errors.Unavailable when the key's
+    run is being cancelled, or the log is away and the request cannot do without it (a keyed request, or the workflow
+    route).
     """
     try:
         claim = await store.claim(run, lease_s=lease_s)
@@ -58,4 +59,9 @@ async def admit(store: RunStore, run: Run, *, lease_s: float) -> Execute | Attac
         raise KeyReused(
             "this Idempotency-Key was used with another request body; use a new key for a new request", param="Idempotency-Key"
         )
-    return Replay(record) if record.status.terminal else Attach(record)
+    if record.status.terminal:
+        return Replay(record)
+    if record.cancel_reason is not None:
+        # Whoever joined it now would be told of a cancel that another caller wanted.
+        raise Unavailable("the same question is just being cancelled; ask again", retry_after_s=1)
+    return Attach(record)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 
 from serve_app.answers import AnswerBuilder, replay, succeeded
 from serve_app.errors import AifactoryError, NotFound, Unavailable
@@ -17,9 +18,11 @@ from serve_app.lifecycle.direct import DirectRun, failed, record
 from serve_app.lifecycle.local_runs import LocalRuns
 from serve_app.lifecycle.readers import Readers
 from serve_app.lifecycle.recall import count_recall, embed_question, recall_exact, recall_semantic
+from serve_app.lifecycle.replays import ended_with, untold_end
 from serve_app.lifecycle.reply import Ask, Reply, held_or_recorded, replay_recorded, reply_to
 from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import not_recalled
+from serve_app.lifecycle.stopping import stop_run
 from serve_app.lifecycle.sweep import Sweeper, waiting_lease_s
 from serve_app.lifecycle.watch import Watch
 from serve_app.ports import AnswerCache, Audience, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
@@ -57,13 +60,14 @@ class Lifecycle:
         self._tasks = TaskOwner()
         # Ends that were said while the log was away, to be recorded when it is back: else a sweeper says another.
         self._unrecorded: deque[tuple[Run, Outcome]] = deque(maxlen=settings.gateway_max_ongoing_requests)
-        self.readers = Readers(audience=audience, bus=bus, local_runs=self.local_runs, tasks=self._tasks)
+        self._stop = partial(stop_run, store=store, bus=bus, local_runs=self.local_runs)
+        self.readers = Readers(audience=audience, stop=self._stop, tasks=self._tasks)
 
     async def start(self) -> None:
         """Listen for cancels and keep the leases of our runs."""
         await self.bus.on_cancel(lambda trace_id, reason: void(self.local_runs.stop(trace_id, reason)))
         self._tasks.spawn(self._keep_leases(), name="keep leases")
-        self._tasks.spawn(Sweeper(self.settings, store=self.store, bus=self.bus).run(), name="sweep")
+        self._tasks.spawn(Sweeper(self.settings, store=self.store, bus=self.bus, queue=self.queue).run(), name="sweep")
 
     async def close(self) -> None:
         """Stop the runs that this process executes; each is settled as failed before this returns."""
@@ -107,12 +111,15 @@ class Lifecycle:
     async def read_to_the_end(self, row: RunRecord, after: int) -> bool:
         """Whether a reader that has event `after` has all of an ended run."""
         last = await self.bus.last_event(row.trace_id)
-        return last is not None and after >= last.seq
+        if last is None:
+            return False
+        end = [last, *await untold_end(row, last)][-1]
+        return isinstance(end.body, FinishedEvent) and after >= end.seq
 
     async def cancel(self, row: RunRecord, reason: str) -> None:
-        """Stop a run wherever it executes. Does nothing when it has ended."""
-        if not row.status.terminal and not self.local_runs.stop(row.trace_id, reason):
-            await self.bus.publish_cancel(row.trace_id, reason)
+        """Stop a run wherever it executes, also one that nobody executes yet. Does nothing when it has ended."""
+        if not row.status.terminal:
+            await self._stop(row.trace_id, reason)
 
     async def _execute(self, admitted: Execute) -> Reply:
         """The run is ours: from here on it must reach an end, whatever happens."""
@@ -192,16 +199,20 @@ class Lifecycle:
         return await self._replay_cached(run, answer)
 
     async def _attach(self, row: RunRecord, *, deadline: float, after: int = -1) -> Reply:
-        if row.status.terminal and await self.bus.last_event(row.trace_id) is None:
+        last = await self.bus.last_event(row.trace_id) if row.status.terminal else None
+        if row.status.terminal and last is None:
             if after >= 0:
                 raise NotFound(f"events of run {row.trace_id} are no longer held; read it without Last-Event-ID", param="after")
             return replay_recorded(row)
         stack = AsyncExitStack()
         events = await stack.enter_async_context(self.bus.subscribe(row.trace_id, after=after))
         reading = await stack.enter_async_context(self.readers.reading(row.trace_id, keyed=row.keyed))
-        watch = self._watch(row.trace_id, deadline, seen=after >= 0)
+        # A debate answers only once it has ended.
+        watch = self._watch(row.trace_id, deadline, after=after, seen=after >= 0 and row.route != "workflow")
         stack.push_async_callback(watch.close)
-        watched = watch.events(held_or_recorded(events, row, after))
+        held = held_or_recorded(events, row, after)
+        end = await untold_end(row, last) if last is not None else []
+        watched = watch.events(ended_with(held, end, after) if end else held)
         return Reply(
             trace_id=row.trace_id,
             route=row.route,
@@ -212,9 +223,9 @@ class Lifecycle:
             _stack=stack,
         )
 
-    def _watch(self, trace_id: str, deadline: float, *, recorded: bool = True, seen: bool = False) -> Watch:
+    def _watch(self, trace_id: str, deadline: float, *, recorded: bool = True, after: int = -1, seen: bool = False) -> Watch:
         check_s = self.settings.lease_s / 3
-        return Watch(self.store, trace_id, deadline=deadline, check_s=check_s, recorded=recorded, seen=seen)
+        return Watch(self.store, trace_id, deadline=deadline, check_s=check_s, recorded=recorded, after=after, seen=seen)
 
     def _leave_unread(self, task: asyncio.Task[Reply]) -> None:
         if not task.cancelled() and task.exception() is None and not self._tasks.closed:
@@ -243,12 +254,14 @@ class Lifecycle:
             if not trace_ids:
                 continue
             try:
-                ours = await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
+                leases = await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
             except Exception as error:  # noqa: BLE001 - this loop keeps every run here alive; it must outlive any fault
                 logger.warning("leases not extended", error=str(error), runs=len(trace_ids))
                 continue
-            for trace_id in set(trace_ids) - ours:
+            for trace_id in set(trace_ids) - leases.ours:
                 self.local_runs.stop(trace_id, "another owner took the run over")
+            for trace_id, reason in leases.cancels.items():  # their message did not reach us
+                self.local_runs.stop(trace_id, reason)
 
     async def _record_late(self) -> None:
         """Record the ends that were said while the log was away. One that can never be recorded holds up nothing."""

@@ -1,13 +1,12 @@
 """Who reads a run, here and on other gateways. When the last reader of an unkeyed run leaves, the run is stopped."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from serve_app.errors import Unavailable
 from serve_app.events import FinishedEvent, RunEvent
-from serve_app.lifecycle.local_runs import LocalRuns
-from serve_app.ports import Audience, EventBus
+from serve_app.ports import Audience
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import logger
 
@@ -35,10 +34,10 @@ class _Seats:
 class Readers:
     """Counts the readers of each run in this process and shows other gateways that there are some."""
 
-    def __init__(self, *, audience: Audience, bus: EventBus, local_runs: LocalRuns, tasks: TaskOwner) -> None:
+    def __init__(self, *, audience: Audience, stop: Callable[[str, str], Awaitable[None]], tasks: TaskOwner) -> None:
+        """`stop(trace_id, reason)` stops a run wherever it executes; it may raise errors.Unavailable."""
         self._audience = audience
-        self._bus = bus
-        self._local_runs = local_runs
+        self._stop = stop
         self._tasks = tasks
         self._seats: dict[str, _Seats] = {}
 
@@ -74,9 +73,7 @@ class Readers:
         # Somebody may have come back while we were leaving.
         if not stop or trace_id in self._seats or await self._audience.others(trace_id):
             return
-        if self._local_runs.stop(trace_id, "the client left"):
-            return
         try:
-            await self._bus.publish_cancel(trace_id, "the client left")
+            await self._stop(trace_id, "the client left")
         except Unavailable as error:
             logger.warning("cancel not sent; the run ends at its deadline", trace_id=trace_id, error=error.message)

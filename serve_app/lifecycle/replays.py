@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 from serve_app.answers import replay
-from serve_app.events import EventBody, FinishedEvent, RunEvent, TokenEvent, ToolCallEvent
+from serve_app.events import EventBody, FinishedEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.ports import RunRecord
 from serve_app.runs import RunStatus
 
@@ -17,9 +17,33 @@ def recorded_bodies(row: RunRecord) -> Iterator[EventBody]:
 
 
 async def recorded_events(row: RunRecord, *, first: int = 0) -> AsyncIterator[RunEvent]:
-    """The same as events, numbered anew from `first`."""
-    for seq, body in enumerate(recorded_bodies(row), first):
+    """The same as events, numbered from `first` on. A reader who has events before that has the role too."""
+    bodies = (body for body in recorded_bodies(row) if first == 0 or not isinstance(body, RoleEvent))
+    for seq, body in enumerate(bodies, first):
         yield RunEvent(row.trace_id, seq, body)
+
+
+async def untold_end(row: RunRecord, last: RunEvent) -> list[RunEvent]:
+    """What the log has of an ended run whose stream stopped at `last`, before its answer: with the numbers that
+    whoever tells it will give. Empty when the stream has a part of the answer, or its end.
+    """
+    if isinstance(last.body, FinishedEvent | UsageEvent) or is_answer(last.body):
+        return []
+    return [event async for event in recorded_events(row, first=last.seq + 1)]
+
+
+async def ended_with(events: AsyncIterator[RunEvent], end: list[RunEvent], after: int) -> AsyncIterator[RunEvent]:
+    """The events up to where `end` begins, then that; only those with seq > `after`."""
+    if after < end[0].seq - 1:
+        async for event in events:
+            yield event
+            if isinstance(event.body, FinishedEvent):
+                return
+            if event.seq == end[0].seq - 1:
+                break
+    for event in end:
+        if event.seq > after:
+            yield event
 
 
 def is_answer(body: EventBody) -> bool:

@@ -19,10 +19,10 @@ from serve_app.errors import AifactoryError, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
 from serve_app.lifecycle.replays import is_answer, recorded_bodies
 from serve_app.lifecycle.settle import note_told
-from serve_app.ports import EventBus, RunRecord, RunStore
+from serve_app.ports import EventBus, RunQueue, RunRecord, RunStore
 from serve_app.runs import Run
 from serve_app.settings import Settings
-from serve_app.telemetry import bound, count, logger
+from serve_app.telemetry import bound, count, gauge, logger
 
 _BATCH: Final = 100
 _PURGE_EVERY_S: Final = 300
@@ -60,7 +60,8 @@ class Sweeper:
 
     A lease only means something while its owner could extend it. So a sweeper that has just started, or saw
     Postgres away, or stood still itself, watches for `lease_s` before it ends anything; and it leaves workflow runs
-    to the queue until NATS has been there long enough to bring them again.
+    to the queue while that holds any, and until NATS has been there long enough to bring them again. A run whose
+    deadline is long over is ended in any case.
 
     `on_ended` is called with every ended run, and must not raise.
     """
@@ -71,6 +72,7 @@ class Sweeper:
         *,
         store: RunStore,
         bus: EventBus,
+        queue: RunQueue,
         on_ended: Callable[[RunRecord], Awaitable[None]] | None = None,
     ) -> None:
         self.interval_s = settings.lease_s / 3
@@ -83,6 +85,8 @@ class Sweeper:
         self._purged_at = 0.0
         self._store = store
         self._bus = bus
+        self._queue = queue
+        self._queue_holds_runs = True
         self._on_ended = on_ended
         self._untold: deque[RunRecord] = deque(maxlen=_MAX_UNTOLD)
         # The wall clock, which goes on while a machine sleeps, as the leases do.
@@ -128,17 +132,20 @@ class Sweeper:
             self._owners_since = self._queue_since = now  # this process stood still; so may the owners have
         self._swept_at = now
         try:
-            await self._bus.ping()
+            backlog = await self._queue.backlog()
         except Unavailable:
             self._queue_since = time.time()
+            return
+        self._queue_holds_runs = backlog > 0  # then no worker may have come back yet to take up what the last one left
+        gauge("aifactory_queue_lag", backlog)
 
     async def _sweep_batch(self) -> int:
         now = time.time()
         # With limit 0 Postgres is only asked whether it is there.
         limit = _BATCH if now - self._owners_since >= self._lease_s else 0
-        queue_works = now - self._queue_since >= self._redelivered_s
+        may_come_again = self._queue_holds_runs or now - self._queue_since < self._redelivered_s
         records = await self._store.end_abandoned(
-            limit=limit, workflow_overdue_s=self._overdue_s if queue_works else self._forlorn_s
+            limit=limit, workflow_overdue_s=self._forlorn_s if may_come_again else self._overdue_s
         )
         for record in records:
             logger.warning("run ended: its owner fell silent", trace_id=record.trace_id, route=record.route)

@@ -20,10 +20,13 @@ _POLL_S = 0.5
 class Watch:
     """How long a reader waits: until its own `deadline` (Unix seconds), asking the log after `check_s` of silence.
 
-    `recorded` false: the log does not know the run, so it is not asked. `seen`: the reader has part of it already.
+    `recorded` false: the log does not know the run, so it is not asked. `after`: the last event that the reader has
+    already; `seen`: part of the answer is among those.
     """
 
-    def __init__(self, store: RunStore, trace_id: str, *, deadline: float, check_s: float, recorded: bool, seen: bool) -> None:
+    def __init__(
+        self, store: RunStore, trace_id: str, *, deadline: float, check_s: float, recorded: bool, after: int, seen: bool
+    ) -> None:
         self._store = store
         self._trace_id = trace_id
         self._deadline = deadline
@@ -31,7 +34,7 @@ class Watch:
         self._recorded = recorded
         self._seen = seen
         self._lost = False
-        self._last_seq = -1
+        self._last_seq = after
         self._pending: asyncio.Task[RunEvent] | None = None
 
     async def events(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:

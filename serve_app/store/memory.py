@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from serve_app.errors import Overloaded
-from serve_app.ports import CacheHit, Claim, RunRecord
+from serve_app.ports import CacheHit, Claim, Leases, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
-from serve_app.store.outcomes import abandoned_error, answer_to_keep, check_terminal, failed_retryably
+from serve_app.store.outcomes import abandoned_error, answer_to_keep, cancelled_error, check_terminal, failed_retryably
 
 _GATEWAY_ROUTES: Final = ("direct", "rag")
 
@@ -98,15 +98,23 @@ class InMemoryRunStore:
         self._keys[run.trace_id] = place
         return Claim(claimed=True, record=record)
 
-    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> frozenset[str]:
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> Leases:
         """See ports.RunStore."""
-        now, ours = time.time(), set()
+        now, ours, cancels = time.time(), set(), {}
         for trace_id in trace_ids:
             row = await self.find(trace_id)
             if row is not None and row.status is RunStatus.RUNNING:
                 self._rows[self._keys[trace_id]] = replace(row, lease_until=now + lease_s, updated_at=now)
                 ours.add(trace_id)
-        return frozenset(ours)
+                if row.cancel_reason is not None:
+                    cancels[trace_id] = row.cancel_reason
+        return Leases(frozenset(ours), cancels)
+
+    async def request_cancel(self, trace_id: str, reason: str) -> None:
+        """See ports.RunStore."""
+        row = await self.find(trace_id)
+        if row is not None and row.status is RunStatus.RUNNING and row.cancel_reason is None:
+            self._rows[self._keys[trace_id]] = replace(row, cancel_reason=reason, updated_at=time.time())
 
     async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
         """See ports.RunStore."""
@@ -120,10 +128,12 @@ class InMemoryRunStore:
         ended = []
         for _, place in sorted(over)[:limit]:
             row = self._rows[place]
-            self._rows[place] = replace(
-                row, status=RunStatus.FAILED, attempt=row.attempt + 1, error=abandoned_error(), updated_at=now
-            )
-            self._retryable.add(row.trace_id)
+            if row.cancel_reason is None:
+                status, error = RunStatus.FAILED, abandoned_error()
+                self._retryable.add(row.trace_id)
+            else:
+                status, error = RunStatus.CANCELLED, cancelled_error(row.cancel_reason)
+            self._rows[place] = replace(row, status=status, attempt=row.attempt + 1, error=error, updated_at=now)
             ended.append(self._rows[place])
         return ended
 

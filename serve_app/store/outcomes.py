@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve_app.errors import Unavailable
+from serve_app.errors import Cancelled, Unavailable
 from serve_app.runs import Answer, Outcome, Run, RunStatus, cacheable
 
 
@@ -28,3 +28,8 @@ def failed_retryably(outcome: Outcome) -> bool:
 def abandoned_error() -> dict[str, Any]:
     """The error object of a run whose owner fell silent."""
     return Unavailable("the process that worked on this run is gone; ask again").record()
+
+
+def cancelled_error(reason: str) -> dict[str, Any]:
+    """The error object of a run that was asked to stop, and whose owner fell silent."""
+    return Cancelled(f"the run was cancelled: {reason}").record()

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from serve_app.ports import Claim, RunRecord
+from serve_app.ports import Claim, Leases, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
 from serve_app.store.answers_json import answer_from_json, answer_to_json
-from serve_app.store.outcomes import abandoned_error, answer_to_keep, check_terminal, failed_retryably
+from serve_app.store.outcomes import abandoned_error, answer_to_keep, cancelled_error, check_terminal, failed_retryably
 from serve_app.store.pool import Connection, PostgresPool
 from serve_app.store.queries import load_queries
 
@@ -35,19 +35,31 @@ class PostgresRunStore:
             )
         return Claim(claimed=row["claimed"], record=_record(row))
 
-    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> frozenset[str]:
+    async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> Leases:
         """See ports.RunStore."""
         if not trace_ids:
-            return frozenset()
+            return Leases()
         async with self._pool.connection() as connection:
             rows = self._queries.extend_leases(connection, trace_ids=list(trace_ids), lease_s=lease_s)
-            return frozenset([row["trace_id"] async for row in rows])
+            reasons = {row["trace_id"]: row["cancel_reason"] async for row in rows}
+        cancels = {trace_id: reason for trace_id, reason in reasons.items() if reason is not None}
+        return Leases(frozenset(reasons), cancels)
+
+    async def request_cancel(self, trace_id: str, reason: str) -> None:
+        """See ports.RunStore."""
+        reason = reason.replace("\x00", "\ufffd")  # Postgres text cannot hold U+0000
+        async with self._pool.connection() as connection:
+            await self._queries.request_cancel(connection, trace_id=trace_id, reason=reason)
 
     async def end_abandoned(self, *, limit: int, workflow_overdue_s: float = 0) -> list[RunRecord]:
         """See ports.RunStore."""
         async with self._pool.connection() as connection:
             rows = self._queries.end_abandoned(
-                connection, most=limit, workflow_overdue_s=workflow_overdue_s, error=abandoned_error()
+                connection,
+                most=limit,
+                workflow_overdue_s=workflow_overdue_s,
+                failed=abandoned_error(),
+                cancelled=cancelled_error(""),
             )
             return [_record(row) async for row in rows]
 
@@ -136,4 +148,5 @@ def _record(row: Any) -> RunRecord:
         usage=row["usage"],
         dagster_run_id=row["dagster_run_id"],
         told=row["told"],
+        cancel_reason=row["cancel_reason"],
     )

@@ -14,17 +14,17 @@ WITH past AS (
 INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until)
 VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s))
 ON CONFLICT (project, key) DO UPDATE
-SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told) = (
-    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told
+SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason) = (
+    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason
     FROM (
         VALUES
             (true, excluded.keyed, excluded.trace_id, excluded.route, excluded.model, 'running', log.attempt + 1, excluded.lease_until,
-             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now(), false),
+             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now(), false, NULL::text),
             (false, log.keyed, log.trace_id, log.route, log.model, log.status, log.attempt, log.lease_until,
-             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at, log.told)
+             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at, log.told, log.cancel_reason)
     ) AS candidate (
         taken_over, keyed, trace_id, route, model, status, attempt, lease_until,
-        result, error, usage, retryable, dagster_run_id, created_at, updated_at, told
+        result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason
     )
     WHERE taken_over = (
         log.req_id = excluded.req_id
@@ -44,9 +44,16 @@ RETURNING new.*, (old.attempt IS NULL OR new.attempt > old.attempt) AS claimed;
 UPDATE idempotency_log
 SET lease_until = now() + make_interval(secs => :lease_s), updated_at = now()
 WHERE trace_id = ANY (:trace_ids) AND status = 'running'
-RETURNING trace_id;
+RETURNING trace_id, cancel_reason;
 
--- name: end_abandoned(most, workflow_overdue_s, error)
+-- name: request_cancel(trace_id, reason)!
+-- The first reason stays. The owner finds it when it extends the lease, or when it takes the run up.
+UPDATE idempotency_log
+SET cancel_reason = :reason, updated_at = now()
+WHERE trace_id = :trace_id AND status = 'running' AND cancel_reason IS NULL;
+
+-- name: end_abandoned(most, workflow_overdue_s, failed, cancelled)
+-- A run that was asked to stop has done so, if not by itself: it ends as cancelled, its reason behind :cancelled's message.
 -- SKIP LOCKED: sweepers at work side by side take different rows, and none waits for a row that is being settled.
 WITH abandoned AS MATERIALIZED (
     SELECT project, key
@@ -59,11 +66,16 @@ WITH abandoned AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE idempotency_log AS log
-SET status = 'failed', attempt = log.attempt + 1, error = :error, retryable = true, updated_at = now()
+SET status = CASE WHEN log.cancel_reason IS NULL THEN 'failed' ELSE 'cancelled' END,
+    error = CASE
+        WHEN log.cancel_reason IS NULL THEN :failed::json
+        ELSE jsonb_set(:cancelled::jsonb, '{message}', to_jsonb((:cancelled::jsonb ->> 'message') || log.cancel_reason))::json
+    END,
+    retryable = log.cancel_reason IS NULL, attempt = log.attempt + 1, updated_at = now()
 FROM abandoned
 WHERE log.project = abandoned.project AND log.key = abandoned.key
 RETURNING log.project, log.key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-          result, error, usage, dagster_run_id, created_at, log.updated_at, told;
+          result, error, usage, dagster_run_id, created_at, log.updated_at, told, cancel_reason;
 
 -- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)$
 -- The fence: only the attempt that owns the running row may end it. Null when it does not.
@@ -75,7 +87,7 @@ RETURNING trace_id;
 -- name: find_run(trace_id, project)^
 -- A null project asks in every project.
 SELECT project, key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-       result, error, usage, dagster_run_id, created_at, updated_at, told
+       result, error, usage, dagster_run_id, created_at, updated_at, told, cancel_reason
 FROM (
     SELECT * FROM idempotency_log WHERE trace_id = :trace_id
     UNION ALL

@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.errors import Overloaded, Unavailable
 from serve_app.runs import Question, Run, new_trace_id
-from tests.contracts.conftest import ACK_WAIT_S, Stage, bus_settings
+from tests.contracts.conftest import ACK_WAIT_S, NatsServer, Stage, bus_settings
 
 # What mode core does not promise is not asked of it; the reason stands beside each mark.
 keeps_history = pytest.mark.parametrize("stage", ["memory", "jetstream"], indirect=True)
@@ -45,6 +45,13 @@ async def waiting_runs(queue: Any, count: int) -> None:
             return
         await asyncio.sleep(0.01)
     assert await queue.pending() == count
+
+
+async def backlog(queue: Any, count: int) -> None:
+    """The consumer counts a moment after the stream has stored, and what is over after ack_wait."""
+    async with asyncio.timeout(10):
+        while await queue.backlog() != count:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_run_goes_to_one_worker(stage: Stage) -> None:
@@ -115,6 +122,43 @@ async def test_a_silent_worker_loses_its_run(stage: Stage) -> None:
             await third.reject()
             with pytest.raises(TimeoutError):
                 await taken(runs, 2 * ACK_WAIT_S)
+
+
+@keeps_history  # core keeps nothing that could come again
+async def test_the_backlog_is_what_may_be_brought_again(stage: Stage) -> None:
+    gateway, worker = await stage.queue(), await stage.queue()
+    assert await gateway.backlog() == 0
+    await gateway.submit(a_run())
+    await gateway.submit(a_run())
+    await backlog(gateway, 2)
+    async with aclosing(worker.deliveries(limit=2)) as runs:
+        first, second = await taken(runs), await taken(runs)
+        await backlog(gateway, 2)  # taken, but a worker may die
+        await first.done()
+        await backlog(gateway, 1)
+        await second.retry(60)
+        await backlog(gateway, 1)
+
+
+async def test_a_run_that_was_delivered_for_the_last_time_leaves_the_backlog(jetstream_stage: Stage) -> None:
+    jetstream_stage.settings = bus_settings(queue_max_deliver=1)
+    gateway, worker = await jetstream_stage.queue(), await jetstream_stage.queue()
+    await gateway.submit(a_run())
+    async with aclosing(worker.deliveries(limit=2)) as runs:
+        assert (await taken(runs)).last
+        await backlog(gateway, 0)
+
+
+async def test_core_has_no_backlog_but_says_when_nats_is_away(own_nats: NatsServer) -> None:
+    stage = Stage("core", own_nats.url)
+    queue = await stage.queue()
+    try:
+        assert await queue.backlog() == 0
+        own_nats.kill()
+        with pytest.raises(Unavailable):
+            await queue.backlog()
+    finally:
+        await stage.close()
 
 
 @keeps_history  # core does not redeliver

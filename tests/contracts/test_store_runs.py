@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.ports import Leases
 from serve_app.runs import Outcome, Route, RunStatus, new_trace_id
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
@@ -112,9 +113,9 @@ async def test_a_lease_that_is_over_lets_go_of_gateway_runs_only(store: Store, r
 async def test_an_extended_lease_holds(store: Store) -> None:
     first = a_run()
     await store.runs.claim(first, lease_s=OVER)
-    assert await store.runs.extend_leases([first.trace_id, new_trace_id()], lease_s=30) == {first.trace_id}
+    assert await store.runs.extend_leases([first.trace_id, new_trace_id()], lease_s=30) == Leases(frozenset({first.trace_id}))
     assert not (await store.runs.claim(a_run(), lease_s=30)).claimed
-    assert await store.runs.extend_leases([], lease_s=30) == set()
+    assert await store.runs.extend_leases([], lease_s=30) == Leases()
 
 
 async def test_a_lease_can_be_made_shorter(store: Store) -> None:
@@ -130,7 +131,7 @@ async def test_a_run_that_lost_its_row_extends_nothing(store: Store) -> None:
     zombie, heir = a_run(), a_run()
     await store.runs.claim(zombie, lease_s=OVER)
     await store.runs.claim(heir, lease_s=30)
-    assert await store.runs.extend_leases([zombie.trace_id, heir.trace_id], lease_s=30) == {heir.trace_id}
+    assert await store.runs.extend_leases([zombie.trace_id, heir.trace_id], lease_s=30) == Leases(frozenset({heir.trace_id}))
 
 
 async def test_abandoned_runs_are_ended_and_others_left_alone(store: Store) -> None:
@@ -146,7 +147,7 @@ async def test_abandoned_runs_are_ended_and_others_left_alone(store: Store) -> N
     assert await store.runs.find(abandoned.trace_id) == record
     assert await store.runs.end_abandoned(limit=10) == []
     assert not await store.runs.settle(abandoned, succeeded(an_answer("late"))), "a zombie settled a run that was ended"
-    assert await store.runs.extend_leases([abandoned.trace_id], lease_s=30) == set()
+    assert await store.runs.extend_leases([abandoned.trace_id], lease_s=30) == Leases()
     again = await store.runs.claim(a_run("1", key="k"), lease_s=30)
     assert (again.claimed, again.record.attempt) == (True, 3), "the caller's retry with the same key must run"
 

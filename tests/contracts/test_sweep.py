@@ -1,6 +1,7 @@
 """The sweeper on every bus: an abandoned run ends once, its readers hear of it, and healthy runs are left alone."""
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from nats.aio.msg import Msg
 
 from serve_app.bus.connection import NatsConnection
 from serve_app.bus.event_bus import NatsEventBus
+from serve_app.bus.run_queue import NatsRunQueue
 from serve_app.bus.streams import ensure_event_stream, event_subject
 from serve_app.errors import Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, TokenEvent, decode
@@ -35,9 +37,9 @@ class Store(InMemoryRunStore):
         return await super().end_abandoned(limit=limit, workflow_overdue_s=workflow_overdue_s)
 
 
-def a_sweeper(store: InMemoryRunStore, bus: Any, *, watched: bool = True, lease_s: float = 30) -> Sweeper:
+def a_sweeper(store: InMemoryRunStore, bus: Any, queue: Any, *, watched: bool = True, lease_s: float = 30) -> Sweeper:
     """A sweeper; `watched`: as one that has been there for long."""
-    sweeper = Sweeper(bus_settings(lease_s=lease_s), store=store, bus=bus)
+    sweeper = Sweeper(bus_settings(lease_s=lease_s), store=store, bus=bus, queue=queue)
     if watched:
         sweeper._owners_since = sweeper._queue_since = 0.0
     return sweeper
@@ -50,7 +52,7 @@ async def test_readers_of_an_abandoned_run_get_an_honest_end(stage: Stage) -> No
     async with asyncio.timeout(WAIT_S), follower.subscribe(run.trace_id) as events:
         await (await gateway.open_run(run.trace_id)).emit(TokenEvent(text="half an ans"))
         assert (await anext(events)).body == TokenEvent(text="half an ans")
-        assert await a_sweeper(store, worker).sweep() == 1
+        assert await a_sweeper(store, worker, await stage.queue()).sweep() == 1
         if stage.kind == "core":  # nobody knows the last seq there
             with pytest.raises(Unavailable, match="began anew"):
                 await anext(events)
@@ -101,9 +103,9 @@ async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_na
     store, run = InMemoryRunStore(), a_run()
     connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
     connection.on_connect(ensure_event_stream(bus_settings()))
-    bus = NatsEventBus(connection, mode="jetstream", limits=FAST)
+    bus, queue = NatsEventBus(connection, mode="jetstream", limits=FAST), NatsRunQueue(connection, bus_settings())
     await connection.wait_connected(5)
-    sweeper = a_sweeper(store, bus)
+    sweeper = a_sweeper(store, bus, queue)
     try:
         own_nats.kill()
         await store.claim(run, lease_s=OVER)
@@ -123,9 +125,9 @@ async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_na
 async def test_workflow_runs_are_left_to_the_queue_after_nats_was_away(own_nats: NatsServer) -> None:
     store, run = InMemoryRunStore(), a_run(route="workflow")
     connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
-    bus = NatsEventBus(connection, mode="core", limits=FAST)
+    bus, queue = NatsEventBus(connection, mode="core", limits=FAST), NatsRunQueue(connection, bus_settings())
     await connection.wait_connected(5)
-    sweeper = a_sweeper(store, bus)
+    sweeper = a_sweeper(store, bus, queue)
     try:
         await store.claim(run, lease_s=OVER)
         own_nats.kill()
@@ -139,18 +141,61 @@ async def test_workflow_runs_are_left_to_the_queue_after_nats_was_away(own_nats:
         await connection.close()
 
 
+async def test_workflow_runs_are_left_to_a_queue_that_still_holds_some(jetstream_stage: Stage) -> None:
+    """No worker for longer than the queue's patience: its message is still there, and the next worker gets it."""
+    store, bus, queue, worker = InMemoryRunStore(), await jetstream_stage.bus(), *await two_queues(jetstream_stage)
+    run, forlorn = a_run("1", route="workflow"), a_run("2", route="workflow")
+    await store.claim(run, lease_s=OVER)
+    await queue.submit(run)
+    sweeper = a_sweeper(store, bus, queue)
+    await until_backlog(queue, 1)
+    assert await sweeper.sweep() == 0, "an accepted run was ended although a worker would have got it"
+    await store.claim(forlorn, lease_s=-bus_settings().request_timeout_s - 1)
+    assert await sweeper.sweep() == 1, "nothing stays running for ever"
+    async with aclosing(worker.deliveries(limit=1)) as deliveries, asyncio.timeout(WAIT_S):
+        delivery = await anext(deliveries)
+        assert delivery.run == run
+        assert await sweeper.sweep() == 0, "it was taken, but not ended"
+        await delivery.done()
+    await until_backlog(queue, 0)
+    assert await sweeper.sweep() == 1
+
+
+async def two_queues(stage: Stage) -> tuple[Any, Any]:
+    """Of a gateway and of a worker."""
+    return await stage.queue(), await stage.queue()
+
+
+async def until_backlog(queue: Any, count: int) -> None:
+    """The server counts a moment later."""
+    async with asyncio.timeout(WAIT_S):
+        while await queue.backlog() != count:
+            await asyncio.sleep(0.01)
+
+
+async def test_readers_of_a_cancelled_run_whose_owner_fell_silent_hear_of_the_cancel(jetstream_stage: Stage) -> None:
+    store, bus, run = InMemoryRunStore(), await jetstream_stage.bus(), a_run(route="workflow")
+    await store.claim(run, lease_s=OVER)
+    await store.request_cancel(run.trace_id, "enough")
+    assert await a_sweeper(store, bus, await jetstream_stage.queue()).sweep() == 1
+    async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
+        (end,) = [event.body async for event in events]
+    assert isinstance(end, FinishedEvent)
+    assert (end.reason, (end.error or {})["message"]) == ("cancelled", "the run was cancelled: enough")
+
+
 async def test_leases_mean_nothing_to_one_who_just_came_or_saw_postgres_away(stage: Stage) -> None:
-    store, bus = Store(), await stage.bus()
+    store, bus, queue = Store(), await stage.bus(), await stage.queue()
     await store.claim(a_run(), lease_s=OVER)
-    fresh = a_sweeper(store, bus, watched=False)
+    fresh = a_sweeper(store, bus, queue, watched=False)
     assert fresh.watching
     assert await fresh.sweep() == 0, "it may be the owners that could not extend their leases"
-    old = a_sweeper(store, bus)
+    old = a_sweeper(store, bus, queue)
     store.away = True
     assert await old.sweep() == 0
     store.away = False
     assert await old.sweep() == 0, "Postgres is just back: the owners had no time to extend"
-    stopped = a_sweeper(store, bus)
+    stopped = a_sweeper(store, bus, queue)
     stopped._swept_at -= 3600
     assert await stopped.sweep() == 0, "it stood still, and so may have the owners"
 
@@ -159,7 +204,8 @@ async def test_the_loop_ends_a_run_once_it_has_watched_for_a_lease(stage: Stage)
     store, bus, run = InMemoryRunStore(), await stage.bus(), a_run()
     await store.claim(run, lease_s=OVER)
     owner = TaskOwner()
-    owner.spawn(a_sweeper(store, bus, watched=False, lease_s=0.3).run(), name="sweep")
+    sweeper = a_sweeper(store, bus, await stage.queue(), watched=False, lease_s=0.3)
+    owner.spawn(sweeper.run(), name="sweep")
     try:
         async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
             assert [type(event.body) async for event in events] == [FinishedEvent]

@@ -18,7 +18,7 @@ from serve_app.settings import Settings
 from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
-from tests.contracts.conftest import nats_url  # noqa: F401 - a fixture
+from tests.contracts.conftest import NatsServer, nats_url, own_nats  # noqa: F401 - fixtures among them
 from tests.integration.gateway_server import KEY, GatewayUnderTest, ScriptedReplicas, serve_gateway, until
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -49,9 +49,14 @@ async def any_pair(request: pytest.FixtureRequest, postgres_dsn: str, nats_url: 
 
 
 @asynccontextmanager
-async def two_gateways(postgres_dsn: str, nats_url: str, bus: Literal["jetstream", "core"]) -> AsyncIterator[Pair]:  # noqa: F811
+async def two_gateways(
+    postgres_dsn: str,
+    nats_url: str,  # noqa: F811
+    bus: Literal["jetstream", "core"],
+    **overrides: Any,
+) -> AsyncIterator[Pair]:
     replicas = ScriptedReplicas()
-    settings = Settings(config="simulated", bus=bus)
+    settings = Settings(config="simulated", bus=bus, **overrides)
     async with AsyncExitStack() as stack:
         gateways, clients = [], []
         for number in range(2):
@@ -69,7 +74,7 @@ async def two_gateways(postgres_dsn: str, nats_url: str, bus: Literal["jetstream
             }
             connection.start()
             await connection.wait_connected(10)
-            gateways.append(await stack.enter_async_context(serve_gateway(parts)))
+            gateways.append(await stack.enter_async_context(serve_gateway(parts, **overrides)))
             http = httpx.AsyncClient(
                 base_url=gateways[-1].url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20, trust_env=False
             )
@@ -146,6 +151,54 @@ async def test_cancel_and_resume_on_the_other_gateway(pair: Pair) -> None:
         assert '"code":"cancelled"' in text
         assert "[DONE]" not in text
     assert pair.replicas.running == 0
+
+
+@pytest.mark.parametrize("bus", ["jetstream", "core"])
+async def test_a_cancel_gets_through_while_nats_is_away(
+    postgres_dsn: str,
+    own_nats: NatsServer,  # noqa: F811
+    bus: Literal["jetstream", "core"],
+) -> None:
+    async with two_gateways(postgres_dsn, own_nats.url, bus, lease_s=1.5) as pair:
+        pair.replicas.hold = asyncio.Event()
+        async with pair.clients[0].stream("POST", "/v1/chat/completions", json={**ASK, "stream": True}) as response:
+            trace_id = response.headers["x-trace-id"]
+            own_nats.kill()
+            for _ in range(2):  # twice is the same as once
+                cancelled = await pair.clients[1].post(f"/v1/runs/{trace_id}/cancel")
+                assert (cancelled.status_code, cancelled.json()["status"] != "succeeded") in ((202, True), (200, True))
+            text = "".join([part async for part in response.aiter_text()])
+        assert "the run was cancelled: cancelled by the caller" in text
+        assert "[DONE]" not in text
+        assert pair.replicas.running == 0
+        row = await pair.store.find(trace_id)
+        assert row is not None
+        assert row.status is RunStatus.CANCELLED
+
+
+async def test_a_run_that_is_being_cancelled_takes_no_newcomers(pair: Pair) -> None:
+    """They did not ask for its end; a moment later the same question is executed anew."""
+    pair.replicas.hold = asyncio.Event()
+    body = {**ASK, "x_route": "workflow"}  # there is no worker that could stop it
+    async with pair.clients[0].stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        trace_id = response.headers["x-trace-id"]
+        assert (await pair.clients[1].post(f"/v1/runs/{trace_id}/cancel")).status_code == 202
+        newcomer = await pair.clients[0].post("/v1/chat/completions", json=body)
+    assert newcomer.status_code == 503
+    assert newcomer.headers["retry-after"] == "1"
+
+
+async def test_the_last_reader_of_a_waiting_run_leaves_its_cancel_in_the_log(pair: Pair) -> None:
+    async with pair.clients[0].stream(
+        "POST", "/v1/chat/completions", json={**ASK, "x_route": "workflow", "stream": True}
+    ) as response:
+        trace_id = response.headers["x-trace-id"]
+
+    async def asked() -> bool:
+        row = await pair.store.find(trace_id)
+        return row is not None and row.cancel_reason == "the client left"
+
+    await _until_true(asked)
 
 
 async def test_events_of_an_ended_run_can_be_read_on_the_other_gateway(pair: Pair) -> None:
