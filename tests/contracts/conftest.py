@@ -28,7 +28,7 @@ BUFFER = 300  # events a reader may fall behind in these tests
 ACK_WAIT_S = 1.0
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10, what: str = "condition") -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30, what: str = "condition") -> None:
     """Wait until the condition holds; AssertionError when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -58,7 +58,7 @@ class NatsServer:
             "max_memory_store: 1GB, max_file_store: 1GB }\n"
         )
         self._process = subprocess.Popen([program, "-c", str(config), "-l", str(self._folder / "nats.log")])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
@@ -102,7 +102,7 @@ def bus_settings(**changes: Any) -> Settings:
     return Settings(**{**known, "subscriber_buffer": BUFFER, **changes})
 
 
-FAST = ReaderLimits(buffer=BUFFER, idle_check_s=0.2, away_s=1, hole_s=0.5, silence_s=20, silence_after_loss_s=2)
+FAST = ReaderLimits(buffer=BUFFER, idle_check_s=0.2, away_s=3, hole_s=2, silence_s=20, silence_after_loss_s=2)
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Stage:
         if self.kind == "jetstream":
             connection.on_connect(ensure_event_stream(self.settings))
         bus = NatsEventBus(connection, mode="core" if self.kind == "core" else "jetstream", limits=FAST)
-        await connection.wait_connected(5)
+        await connection.wait_connected(30)
         return bus
 
     async def queue(self) -> Any:
@@ -141,7 +141,7 @@ class Stage:
             return self._memory_queue
         connection = await self.connection()
         queue = run_queue(connection, self.settings.model_copy(update={"bus": self.kind}))
-        await connection.wait_connected(5)
+        await connection.wait_connected(30)
         return queue
 
     async def consumers(self, stream: str) -> list[str]:
@@ -175,7 +175,7 @@ def stage_of(kind: Kind, url: str | None) -> contextlib.AbstractAsyncContextMana
         yield stage
         await stage.close()
         own = {asyncio.current_task()}
-        await until(lambda: not (asyncio.all_tasks() - before - own), 5, "the end of every task that the bus began")
+        await until(lambda: not (asyncio.all_tasks() - before - own), 20, "the end of every task that the bus began")
         if url is not None:
             await clear_streams(url)
 

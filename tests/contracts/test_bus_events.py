@@ -27,7 +27,7 @@ async def read(
 ) -> list[int]:
     """The seqs up to the end, put `into` as they come; each event's text must be its seq."""
     seqs = [] if into is None else into
-    async with asyncio.timeout(15), bus.subscribe(trace_id, after=after) as events:
+    async with asyncio.timeout(30), bus.subscribe(trace_id, after=after) as events:
         if standing is not None:
             standing.set()
         async for event in events:
@@ -89,7 +89,7 @@ async def test_concurrent_emits_reach_the_wire_in_order(stage: Stage) -> None:
 
 
 async def collect(bus: Any, trace_id: str, standing: asyncio.Event) -> list[int]:
-    async with asyncio.timeout(15), bus.subscribe(trace_id) as events:
+    async with asyncio.timeout(30), bus.subscribe(trace_id) as events:
         standing.set()
         return [event.seq async for event in events]
 
@@ -259,7 +259,7 @@ async def test_a_hole_is_never_rendered(jetstream_stage: Stage) -> None:
     await emit(publisher, range(5))
     await here.ping()
     seen: list[int] = []
-    async with asyncio.timeout(10), there.subscribe(trace_id) as events:
+    async with asyncio.timeout(30), there.subscribe(trace_id) as events:
         while len(seen) < 5:
             seen.append((await anext(events)).seq)
         publisher._log.append(TokenEvent(text="5"))  # numbered, but NATS never sees it
@@ -273,7 +273,7 @@ async def test_a_missed_live_event_comes_from_the_stream(jetstream_stage: Stage)
     here, there, trace_id = await jetstream_stage.bus(), await jetstream_stage.bus(), new_trace_id()
     publisher = await here.open_run(trace_id)
     seen: list[int] = []
-    async with asyncio.timeout(10), there.subscribe(trace_id) as events:
+    async with asyncio.timeout(30), there.subscribe(trace_id) as events:
         await emit(publisher, range(5))
         async for event in events:
             seen.append(event.seq)

@@ -43,7 +43,7 @@ async def test_local_readers_outlive_nats_and_new_runs_work_when_it_is_back(mort
         began = time.monotonic()
         await emit(publisher, range(20, 1000))
         await publisher.emit(END)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # 980 events: a wait for each would be minutes
         with pytest.raises(Unavailable, match="away"):
             await here.ping()
         with pytest.raises(Unavailable, match="away"):
@@ -53,7 +53,7 @@ async def test_local_readers_outlive_nats_and_new_runs_work_when_it_is_back(mort
 
     own_nats.start()
     for connection in mortal.connections:
-        await connection.wait_connected(10)
+        await connection.wait_connected(30)
     trace_id, standing = new_trace_id(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         later = group.create_task(read(there, trace_id, standing=standing))
@@ -86,9 +86,9 @@ async def test_a_remote_reader_learns_that_events_were_lost(own_nats: NatsServer
             await publisher.emit(TokenEvent(text="10"))
             own_nats.start()
             for connection in stage.connections:
-                await connection.wait_connected(10)
+                await connection.wait_connected(30)
             await publisher.emit(TokenEvent(text="11"))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 with pytest.raises(Unavailable):
                     await anext(events)
 
@@ -104,11 +104,11 @@ async def test_silence_after_a_loss_ends_the_reader(own_nats: NatsServer) -> Non
             await until(lambda: not here._connection.connected, what="noticing that NATS has gone")
             await publisher.emit(FinishedEvent(reason="stop"))  # nobody elsewhere will ever hear of it
             own_nats.start()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 with pytest.raises(Unavailable):
                     await anext(events)
         for connection in stage.connections:
-            await connection.wait_connected(10)
+            await connection.wait_connected(30)
 
 
 async def test_starting_while_nats_is_away(own_nats: NatsServer) -> None:
@@ -122,15 +122,15 @@ async def test_starting_while_nats_is_away(own_nats: NatsServer) -> None:
         await connection.flush()
     with pytest.raises(Unavailable, match="away"):
         await connection.publish("evt.chat.x", b"x")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     own_nats.start()
-    await connection.wait_connected(10)
+    await connection.wait_connected(30)
     await connection.flush()
     own_nats.kill()
     await until(lambda: not connection.connected, what="noticing that NATS has gone")
     began = time.monotonic()
     await connection.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     await until(lambda: len(asyncio.all_tasks()) == 1, what="the end of every task")
 
 
@@ -146,11 +146,11 @@ async def test_a_queued_run_outlives_the_server(own_nats: NatsServer) -> None:
         async with aclosing(worker.deliveries(limit=2)) as runs:
             waiting = asyncio.ensure_future(anext(runs))
             own_nats.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 delivery = await waiting
             assert delivery.run == run
             await delivery.done()
             second = a_run()
-            await gateway._connection.wait_connected(10)
+            await gateway._connection.wait_connected(30)
             await gateway.submit(second)
             assert (await taken(runs)).run == second

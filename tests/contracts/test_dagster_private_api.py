@@ -8,6 +8,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRun
 
 EXECUTOR, STORAGE, RUNNER, INSTANCE = "executor.py", "storage.py", "runner.py", "instance.py"
+TAKES, OUTPUTS, OPS = "takes.py", "step_outputs.py", "ops.py"
 LAUNCHER = "launcher.py"
 
 # user in dagster_project, module, attribute path, parameters that we pass (None: only its presence counts)
@@ -53,17 +54,20 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.sleep_interval", ()),
     (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.get_known_state", ()),
     (EXECUTOR, "dagster._core.execution.plan.active", "ActiveExecution.is_complete", None),
-    (EXECUTOR, "dagster._core.execution.retries", "RetryMode.DISABLED", None),
+    (EXECUTOR, "dagster._core.execution.retries", "RetryMode.ENABLED", None),
     (EXECUTOR, "dagster._core.executor.base", "Executor.execute", ("plan_context", "execution_plan")),
     (STORAGE, "dagster._core.events", "ASSET_EVENTS", None),
     (STORAGE, "dagster._core.events", "ASSET_CHECK_EVENTS", None),
     (STORAGE, "dagster._core.storage.event_log", "SqlEventLogStorageTable.insert", ()),
+    (STORAGE, "dagster._core.storage.event_log.base", "PoolLimit", None),
     (STORAGE, "dagster_postgres", "DagsterPostgresStorage.__init__", ("postgres_url", "should_autocreate_tables", "inst_data")),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.__init__", ("postgres_url", "should_autocreate_tables")),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.store_event", ("event",)),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage._event_to_row", ("event",)),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.get_records_for_run", None),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.has_asset_key_index_cols", ()),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.supports_global_concurrency_limits", None),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.get_pool_limits", ()),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.dispose", ()),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.__init__", ("postgres_url", "should_autocreate_tables")),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_run_stats_index_cols", ()),
@@ -73,25 +77,26 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.get_execution_plan_snapshot", ("execution_plan_snapshot_id",)),
     (RUNNER, "dagster._core.definitions.job_base", "InMemoryJob.__init__", ("job_def",)),
     (
-        RUNNER,
+        TAKES,
         "dagster._core.definitions.reconstruct",
         "ReconstructableRepository.for_module",
         ("module", "fn_name", "working_directory"),
     ),
-    (RUNNER, "dagster._core.definitions.reconstruct", "ReconstructableJob.get_python_origin", ()),
-    (RUNNER, "dagster._core.errors", "DagsterRunAlreadyExists", None),
+    (TAKES, "dagster._core.definitions.reconstruct", "ReconstructableJob.get_python_origin", ()),
+    (TAKES, "dagster._core.errors", "DagsterRunAlreadyExists", None),
     (RUNNER, "dagster._core.execution.api", "execute_run_iterator", ("job", "dagster_run", "instance")),
-    (RUNNER, "dagster._core.remote_origin", "ManagedGrpcPythonEnvCodeLocationOrigin", None),
-    (RUNNER, "dagster._core.remote_origin", "RemoteRepositoryOrigin.get_job_origin", ("job_name",)),
-    (RUNNER, "dagster._core.storage.tags", "PARENT_RUN_ID_TAG", None),
-    (RUNNER, "dagster._core.storage.tags", "ROOT_RUN_ID_TAG", None),
-    (RUNNER, "dagster._core.types.loadable_target_origin", "LoadableTargetOrigin", None),
+    (TAKES, "dagster._core.remote_origin", "ManagedGrpcPythonEnvCodeLocationOrigin", None),
+    (TAKES, "dagster._core.remote_origin", "RemoteRepositoryOrigin.get_job_origin", ("job_name",)),
+    (TAKES, "dagster._core.storage.tags", "PARENT_RUN_ID_TAG", None),
+    (TAKES, "dagster._core.storage.tags", "ROOT_RUN_ID_TAG", None),
+    (TAKES, "dagster._core.types.loadable_target_origin", "LoadableTargetOrigin", None),
     (
-        RUNNER,
+        TAKES,
         "dagster",
         "DagsterInstance.create_run_for_job",
         (
             "job_def",
+            "execution_plan",
             "run_id",
             "run_config",
             "tags",
@@ -101,9 +106,30 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
             "job_code_origin",
         ),
     ),
+    (
+        TAKES,
+        "dagster._core.execution.api",
+        "create_execution_plan",
+        ("job", "run_config", "step_keys_to_execute", "known_state", "tags"),
+    ),
+    (
+        TAKES,
+        "dagster._core.execution.plan.state",
+        "KnownExecutionState.build_resume_retry_reexecution",
+        ("instance", "parent_run"),
+    ),
+    (TAKES, "dagster", "DagsterInstance.report_run_failed", ("dagster_run", "message")),
+    (TAKES, "dagster", "DagsterInstance.add_run_tags", ("run_id", "new_tags")),
+    (TAKES, "dagster_postgres.event_log", "PostgresEventLogStorage.free_concurrency_slots_for_run", ("run_id",)),
+    (TAKES, "dagster", "DagsterRun._replace", None),
+    (OUTPUTS, "dagster", "InputContext.step_context", None),
+    (OUTPUTS, "dagster", "InputContext.upstream_output", None),
+    (OPS, "dagster", "OpExecutionContext.get_step_execution_context", ()),
+    (OPS, "dagster", "OpExecutionContext.retry_number", None),
+    (RUNNER, "dagster", "DagsterInstance.report_engine_event", ("message", "dagster_run", "cls")),
+    (RUNNER, "dagster", "DagsterInstance.add_run_tags", ("run_id", "new_tags")),
     (RUNNER, "dagster", "DagsterInstance.report_run_canceling", ("run", "message")),
     (RUNNER, "dagster", "DagsterInstance.report_run_canceled", ("dagster_run", "message")),
-    (RUNNER, "dagster", "DagsterInstance.report_run_failed", ("dagster_run", "message")),
     (LAUNCHER, "dagster._core.errors", "DagsterLaunchFailedError", None),
     (LAUNCHER, "dagster._core.launcher.base", "LaunchRunContext.dagster_run", None),
     (LAUNCHER, "dagster._core.launcher.default_run_launcher", "DefaultRunLauncher.launch_run", ("context",)),
@@ -154,4 +180,4 @@ def test_silencing_the_yaml_handlers_is_enough_against_the_logging_deadlock() ->
 def test_the_stores_of_the_instance_are_ours() -> None:
     run_storage = inspect.getattr_static(DagsterInstance, "run_storage")
     assert isinstance(run_storage, property), "runner.py takes its lock through run_storage"
-    assert "root_run_id" in inspect.signature(DagsterRun.__new__).parameters, "runner.py reads root_run_id of a run"
+    assert "root_run_id" in inspect.signature(DagsterRun.__new__).parameters, "takes.py reads root_run_id of a run"

@@ -98,7 +98,7 @@ async def test_a_database_without_schema_says_what_to_do(empty_database: str) ->
         with pytest.raises(Unavailable, match="run `aifactory migrate`"):
             await pool.ping()
         await migrate(empty_database)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not await _answers(pool):
                 await asyncio.sleep(0.02)
     finally:

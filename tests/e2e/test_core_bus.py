@@ -60,6 +60,6 @@ async def test_leaving_stops_a_debate(stack: RunningStack) -> None:
         await until(lambda: any(e["type"] == "token" for es in tap.events.values() for e in es), 20, "a first token")
         leaving.cancel()
         await asyncio.wait({leaving})
-        events = await tap.whole_run(next(iter(tap.events)), timeout_s=5)
+        events = await tap.whole_run(next(iter(tap.events)), timeout_s=20)
     assert events[-1]["reason"] == "cancelled"
     await stack.engines_idle(within_s=10)

@@ -89,7 +89,7 @@ async def test_client_whose_body_comes_in_its_own_packet_may_leave(stack: Runnin
             client.sendall(head)
             client.sendall(body)
             await until(lambda: any(e["type"] == "token" for es in tap.events.values() for e in es), 20, "a first token")
-        events = await tap.whole_run(next(iter(tap.events)), timeout_s=5)
+        events = await tap.whole_run(next(iter(tap.events)), timeout_s=20)
     assert events[-1]["reason"] == "cancelled"
     await stack.engines_idle(within_s=10)
 

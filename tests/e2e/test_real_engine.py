@@ -158,8 +158,8 @@ async def test_engine_stops_when_the_client_leaves(stack: RunningStack, body: di
         left = time.monotonic()
         await asyncio.wait({leaving})
         trace_id = next(iter(tap.events))
-        events = await tap.whole_run(trace_id, timeout_s=5)
-        assert time.monotonic() - left < 5
+        events = await tap.whole_run(trace_id, timeout_s=20)
+        assert time.monotonic() - left < 20
     assert events[-1]["reason"] == "cancelled"
     await stack.engines_idle(within_s=10)
 

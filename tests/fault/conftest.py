@@ -22,9 +22,9 @@ from serve_app.runs import Run
 from serve_app.settings import Settings, settings_to_dict
 from tests.contracts.conftest import NatsServer, own_nats  # noqa: F401 - a fixture
 from tests.fault.worker_process import Surroundings
-from tests.integration.test_dagster_debate import make_run
+from tests.integration.dagster_stand import make_run
 
-WAIT_S = 40.0
+WAIT_S = 80.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,8 +36,8 @@ def fault_settings(postgres_dsn: str, own_nats: NatsServer, tmp_path: Path) -> S
         state_dir=tmp_path,
         postgres_dsn=postgres_dsn,
         nats_url=own_nats.url,
-        lease_s=3,
-        queue_ack_wait_s=1,
+        lease_s=5,
+        queue_ack_wait_s=2,
         runs_per_worker=4,
         tasks_per_run=4,
     )

@@ -33,7 +33,9 @@ def broken(findings: list[Finding]) -> list[str]:
 
 
 async def test_engines_are_idle_shortly_after_the_last_of_many_clients_left(ground: Ground) -> None:
-    # bench/chaos.py --disconnects measures the second that is promised; a busy test machine needs more.
+    # bench/chaos.py --disconnects measures the second that is promised. Here it would be a matter of luck: the way to an
+    # engine leads through seven processes whose delays on a busy machine add up, and the test sees only its own delay,
+    # so it cannot take the machine's share off. Its 3 s still tell an abort from the 6 s of an answer left alone.
     finding = await disconnects(ground, 90, seed=SEED, after_s=3)
     assert broken([finding]) == []
 

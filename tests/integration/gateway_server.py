@@ -159,12 +159,12 @@ async def serve_gateway(parts: dict[str, Any] | None = None, **overrides: Any) -
         yield GatewayUnderTest(f"http://127.0.0.1:{port}", replicas, store, bus, queue, lifecycle, state)
     finally:
         server.should_exit = True
-        await asyncio.wait_for(serving, 10)
+        await asyncio.wait_for(serving, 30)
         await lifecycle.close()
         listener.close()
 
 
-async def until(condition: Any, timeout_s: float = 5) -> None:
+async def until(condition: Any, timeout_s: float = 30) -> None:
     """Wait until `condition()` is true."""
     async with asyncio.timeout(timeout_s):
         while not condition():

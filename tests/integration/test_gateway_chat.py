@@ -243,7 +243,7 @@ async def test_keepalive_while_the_model_is_silent() -> None:
     async with serve_gateway(keepalive_s=0.05) as gateway:
         gateway.replicas.hold = asyncio.Event()
         async with (
-            httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as http,
+            httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False) as http,
             http.stream("POST", f"{gateway.url}/v1/chat/completions", json={**ASK, "stream": True}) as response,
         ):
             text = ""
@@ -271,7 +271,7 @@ async def _ask_and_stay(http: httpx.AsyncClient, body: dict[str, Any], headers: 
 
 
 async def _ended(gateway: GatewayUnderTest, trace_id: str) -> Any:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             row = await gateway.store.find(trace_id)
             if row is not None and row.status.terminal:
@@ -307,7 +307,7 @@ async def test_more_than_the_limit_is_refused_and_the_accepted_are_answered() ->
     async with serve_gateway(gateway_max_ongoing_requests=3) as gateway:
         gateway.replicas.hold = asyncio.Event()
         headers = {"Authorization": f"Bearer {KEY}"}
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=10, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30, trust_env=False) as http:
             async with asyncio.TaskGroup() as group:
                 accepted = [group.create_task(http.post("/v1/chat/completions", json={**ASK, "seed": n})) for n in range(3)]
                 await until(lambda: gateway.replicas.running == 3)

@@ -91,7 +91,7 @@ async def busy(replicas: ServeReplicas, model_id: str) -> int:
     return sum(row["running"] + row["waiting"] for row in await replicas.stats() if row["model"] == model_id)
 
 
-async def until_busy(replicas: ServeReplicas, model_id: str, count: int, timeout_s: float = 5) -> float:
+async def until_busy(replicas: ServeReplicas, model_id: str, count: int, timeout_s: float = 30) -> float:
     """Wait until the replica works on `count` requests; the seconds it took."""
     start = monotonic()
     async with asyncio.timeout(timeout_s):
@@ -136,17 +136,16 @@ async def test_a_forced_tool_call_arrives_whole(replicas: ServeReplicas) -> None
 
 
 async def test_tokens_come_one_by_one(replicas: ServeReplicas) -> None:
-    times = [monotonic() async for _ in tokens(replicas, "slow", max_tokens=10)]
+    times = [monotonic() async for _ in tokens(replicas, "slow", max_tokens=50)]
     gaps = [after - before for before, after in pairwise(times)]
-    assert times[-1] - times[0] > 0.15
-    assert max(gaps) < 0.15  # 20 ms each; a clump would leave one gap with it all
+    assert sum(gap > 0.01 for gap in gaps) >= 10  # 20 ms each; a clump would leave one gap with it all
 
 
 async def test_leaving_stops_the_replica(replicas: ServeReplicas) -> None:
     async for _ in tokens(replicas, "slow"):
         assert await busy(replicas, "slow") == 1
         break
-    assert await until_busy(replicas, "slow", 0) < 1
+    assert await until_busy(replicas, "slow", 0) < 10  # of the 40 s that its answer takes
 
 
 async def test_a_cancelled_caller_stops_the_replica(replicas: ServeReplicas) -> None:
@@ -154,7 +153,7 @@ async def test_a_cancelled_caller_stops_the_replica(replicas: ServeReplicas) -> 
         task = group.create_task(ask(replicas, "slow"))
         await until_busy(replicas, "slow", 1)
         task.cancel()
-    assert await until_busy(replicas, "slow", 0) < 1
+    assert await until_busy(replicas, "slow", 0) < 10  # of the 40 s that its answer takes
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -168,7 +167,7 @@ async def test_completions_pass_through_and_stop(replicas: ServeReplicas, stream
         task = group.create_task(_drain(endless))
         await until_busy(replicas, "slow", 1)
         task.cancel()
-    assert await until_busy(replicas, "slow", 0) < 1
+    assert await until_busy(replicas, "slow", 0) < 10  # of the 40 s that its answer takes
 
 
 async def _drain(stream: AsyncIterator[Any]) -> None:
@@ -182,7 +181,7 @@ async def test_a_full_queue_is_overload_and_empties_again(replicas: ServeReplica
         await until_busy(replicas, "narrow", 1)
         # One of the two waits, the other finds the queue full; which, the router decides.
         both = [group.create_task(_outcome(ask(replicas, "narrow", max_tokens=1))) for _ in range(2)]
-        done, waiting = await asyncio.wait(both, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        done, waiting = await asyncio.wait(both, timeout=30, return_when=asyncio.FIRST_COMPLETED)
         (refused,) = done
         assert isinstance(refused.result(), Overloaded)
         assert refused.result().retry_after_s > 0
