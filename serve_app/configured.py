@@ -5,6 +5,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEBATE_MODEL_ID = "debate"
+LEAST_DRAFT_TOKENS = 16  # a debater, judge or writer that may say less is not worth asking
+
+Strategy = Literal["judge", "vote", "consensus", "synthesize"]
 
 
 class _Strict(BaseModel):
@@ -108,7 +111,32 @@ class DebateConfig(_Strict):
     """The preset used when a debate request brings no `x_debate` of its own."""
 
     tasks: list[DebateTaskConfig] = Field(min_length=2, max_length=8, description="the debaters")
-    judge_model: str | None = Field(None, description="model that judges; empty means the first configured model")
+    strategy: Strategy = Field(
+        "judge",
+        description="what decides: judge (a model reads all answers in both orders), vote (the most frequent short answer), "
+        "consensus (the answer nearest to the others by embedding), synthesize (a model merges the answers)",
+    )
+    rounds: int = Field(1, ge=1, le=3, description="rounds at most; in the second and third, debaters see the others' answers")
+    judge_model: str | None = Field(
+        None, description="model that judges, or writes (synthesize); empty means the request's or the first configured one"
+    )
+    quorum: int | None = Field(None, ge=1, description="answers that suffice for a round; empty means all")
+    straggler_s: float = Field(10, ge=0, description="how long a round waits for the others once its quorum is there")
+    token_budget: int | None = Field(
+        None, ge=1, description="completion tokens of a whole debate, at least 16 a debater and 16 more; empty means no bound"
+    )
+    closing_share: float = Field(
+        0.25, ge=0, lt=1, description="part of a debate's time kept for judge and commit: rounds end before it"
+    )
+
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if self.quorum is not None and self.quorum > len(self.tasks):
+            raise ValueError(f"quorum ({self.quorum}) is above the number of tasks ({len(self.tasks)})")
+        least = least_budget(len(self.tasks))
+        if self.token_budget is not None and self.token_budget < least:
+            raise ValueError(f"token_budget ({self.token_budget}) is too small for {len(self.tasks)} debaters: at least {least}")
+        return self
 
     @field_validator("tasks")
     @classmethod
@@ -117,6 +145,11 @@ class DebateConfig(_Strict):
         if len(set(labels)) != len(labels):
             raise ValueError(f"task labels must be unique, got {labels}")
         return tasks
+
+
+def least_budget(tasks: int) -> int:
+    """Completion tokens without which a debate of so many debaters cannot be held: theirs, and as many for its end."""
+    return LEAST_DRAFT_TOKENS * (tasks + 1)
 
 
 def preset_debate() -> DebateConfig:

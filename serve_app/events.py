@@ -46,14 +46,28 @@ class TaskReport(_Body):
     finish_reason: str | None = None
 
 
-class DebateReport(_Body):
-    """How a debate went: the `debate` object of `x_factory`."""
+class BallotReport(_Body):
+    """One vote in a debate: by the judge, which read the answers in `order`, or by a debater. `choice` None: no opinion."""
 
-    winner: str | None
+    voter: str
+    order: tuple[str, ...] = ()
+    choice: str | None = None
+
+
+class DebateReport(_Body):
+    """How a debate went: the `debate` object of `x_factory`. `winner` is a task, None where the answer was merged."""
+
+    winner: str | None = None
     strategy: str
     rounds: int
     stop_reason: str
+    votes: tuple[BallotReport, ...] = ()
     tasks: tuple[TaskReport, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """The JSON object as clients see it: nobody won and nobody was chosen are said as null."""
+        votes = [{"voter": v.voter, **({"order": list(v.order)} if v.order else {}), "choice": v.choice} for v in self.votes]
+        return self.model_dump(exclude_none=True) | {"winner": self.winner, "votes": votes}
 
 
 class RecallReport(_Body):
@@ -81,11 +95,16 @@ class RoleEvent(_Body):
 
 
 class TokenEvent(_Body):
-    """A piece of text. `task` set: a debater's draft. `reasoning`: the model's own thinking."""
+    """A piece of text. `reasoning`: the model's own thinking.
+
+    `task` set: a debater's draft, of this `round`. A higher `attempt`: the task was asked anew, what it had said is void.
+    """
 
     type: Literal["token"] = "token"
     text: str
     task: str | None = None
+    round: int = 1
+    attempt: int = 1
     index: int = 0
     reasoning: bool = False
     logprobs: dict[str, Any] | None = None

@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve_app import debates
 from serve_app.configured import DEBATE_MODEL_ID
-from serve_app.errors import BadRequest, Forbidden, NotFound
-from serve_app.gateway.schema import ChatRequest, DebateField
+from serve_app.errors import BadRequest, Forbidden
+from serve_app.gateway.schema import ChatRequest
 from serve_app.lifecycle.reply import Ask
 from serve_app.ports import Replicas
 from serve_app.runs import CachePolicy, Question, Route, answer_params
 from serve_app.settings import Settings
 
-# What a debate cannot carry yet. Refused, because dropping it silently would answer another question.
-_NOT_IN_A_DEBATE = ("tools", "functions", "tool_choice", "function_call", "response_format", "logprobs", "top_logprobs", "n")
-_NO_EFFECT: Mapping[str, object] = {"n": 1, "logprobs": False, "tool_choice": "none"}
+# What a debate cannot carry: its answer is one text. Refused, because dropping it silently would answer another question.
+_NOT_IN_A_DEBATE = (
+    "tools", "functions", "tool_choice", "function_call", "n", "logprobs", "top_logprobs", "prompt_logprobs", "modalities",
+)  # fmt: skip
+_NO_EFFECT: Mapping[str, object] = {"n": 1, "logprobs": False, "tool_choice": "none", "modalities": ["text"]}
 _KEY_MAX = 255
 
 
@@ -48,7 +51,10 @@ def build_ask(
     route = _route(request)
     if route == "workflow":
         _refuse_what_a_debate_drops(body)
-        spec = resolve_debate(request, settings, replicas)
+        asked = None if request.model == DEBATE_MODEL_ID else request.model
+        spec = debates.resolve_debate(
+            request.x_debate or debates.DebateField(), settings, _known(replicas), model=asked, adapter=request.x_adapter
+        )
         model, adapter = DEBATE_MODEL_ID, None
     else:
         spec = None
@@ -73,49 +79,7 @@ def build_ask(
 
 def resolve_model(model: str, adapter: str | None, replicas: Replicas) -> tuple[str, str | None]:
     """Base model and adapter of an id like `base` or `base:adapter`. Raises NotFound that lists the known ids."""
-    base, _, named = model.partition(":")
-    if named and adapter and named != adapter:
-        raise BadRequest(
-            f"model names adapter {named!r} but x_adapter says {adapter!r}; use one", param="x_adapter", code="invalid_value"
-        )
-    adapter = adapter or named or None
-    known = [card.model_id for card in replicas.cards()]
-    wanted = f"{base}:{adapter}" if adapter else base
-    if wanted not in known:
-        shown = ", ".join([*known, DEBATE_MODEL_ID])
-        raise NotFound(f"model {wanted!r} does not exist; known models: {shown}", param="model", code="model_not_found")
-    return base, adapter
-
-
-def resolve_debate(request: ChatRequest, settings: Settings, replicas: Replicas) -> dict[str, Any]:
-    """The full specification of the debate: the request's x_debate over the preset, models resolved and checked."""
-    field = request.x_debate or DebateField()
-    if field.strategy != "judge":
-        raise BadRequest(
-            f"x_debate.strategy {field.strategy!r} is not supported yet; use 'judge'",
-            param="x_debate.strategy",
-            code="unsupported",
-        )
-    if field.rounds != 1:
-        raise BadRequest("x_debate.rounds above 1 is not supported yet; use 1", param="x_debate.rounds", code="unsupported")
-    # The model of the request is the debaters' default, so that {"model": "x", "x_route": "workflow"} debates with x.
-    asked = settings.models[0].model_id if request.model == DEBATE_MODEL_ID else request.model
-    tasks: list[dict[str, Any]] = []
-    for task in field.tasks or settings.debate.tasks:
-        wanted = task.model or asked
-        model, adapter = resolve_model(wanted, task.adapter or (request.x_adapter if not task.model else None), replicas)
-        tasks.append(
-            {"task": task.task, "model": model, "adapter": adapter, "system": task.system, "temperature": task.temperature}
-        )
-    judge, judge_adapter = resolve_model(field.judge_model or settings.debate.judge_model or asked, None, replicas)
-    return {
-        "tasks": tasks,
-        "rounds": field.rounds,
-        "strategy": field.strategy,
-        "judge_model": judge,
-        "judge_adapter": judge_adapter,
-        "drafts": field.drafts,
-    }
+    return debates.resolve_model(model, adapter, _known(replicas))
 
 
 def cache_policy(request: ChatRequest, headers: Mapping[str, str], settings: Settings) -> CachePolicy:
@@ -132,6 +96,10 @@ def cache_policy(request: ChatRequest, headers: Mapping[str, str], settings: Set
         threshold=settings.cache_threshold if field is None or field.threshold is None else field.threshold,
         ttl_s=settings.cache_ttl_s if field is None or field.ttl_s is None else field.ttl_s,
     )
+
+
+def _known(replicas: Replicas) -> list[str]:
+    return [card.model_id for card in replicas.cards()]
 
 
 def _route(request: ChatRequest) -> Route:

@@ -33,7 +33,7 @@ async def get_run(request: Request, trace_id: str) -> Response:
             "updated_at": row.updated_at,
             "usage": row.usage,
             "winner": answer.winner if answer else None,
-            "debate": answer.debate.model_dump(exclude_none=True) if answer and answer.debate else None,
+            "debate": answer.debate.facts() if answer and answer.debate else None,
             "error": row.error,
             "dagster_run_id": row.dagster_run_id,
         },

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from serve_app.debates import DebateField
 from serve_app.errors import BadRequest
 
 T = TypeVar("T", bound=BaseModel)
@@ -28,34 +29,6 @@ class CacheField(_Closed):
     mode: Literal["use", "refresh", "bypass", "only"] = "use"
     threshold: float | None = Field(None, ge=0, le=1)
     ttl_s: int | None = Field(None, ge=1, le=31_536_000)
-
-
-class DebateTaskField(_Closed):
-    """One debater of x_debate."""
-
-    task: str = Field(pattern=r"^[A-Z]$")
-    model: str | None = None
-    adapter: str | None = None
-    system: str | None = Field(None, max_length=8000)
-    temperature: float | None = Field(None, ge=0, le=2)
-
-
-class DebateField(_Closed):
-    """x_debate: how the debate is held."""
-
-    tasks: list[DebateTaskField] | None = Field(None, min_length=2, max_length=8)
-    rounds: int = Field(1, ge=1, le=3)
-    strategy: Literal["judge", "vote", "consensus", "synthesize"] = "judge"
-    judge_model: str | None = None
-    drafts: bool = True
-
-    @field_validator("tasks")
-    @classmethod
-    def _labels(cls, tasks: list[DebateTaskField] | None) -> list[DebateTaskField] | None:
-        labels = [t.task for t in tasks or ()]
-        if len(set(labels)) != len(labels):
-            raise ValueError("task labels must be unique")
-        return tasks
 
 
 class Message(BaseModel):

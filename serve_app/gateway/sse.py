@@ -39,7 +39,7 @@ class Renderer:
             case RoleEvent(role=role, index=index):
                 chunks = [self._chunk(index, {"role": role, "content": ""})]
             case TokenEvent(task=str(task), text=text):
-                chunks = [{**self._chunk(0, {"reasoning_content": text}), "x_task": task}] if self._drafts else []
+                chunks = [{**self._chunk(0, {"reasoning_content": text}), **_whose(event.body, task)}] if self._drafts else []
             case TokenEvent() as token:
                 delta = {"reasoning_content" if token.reasoning else "content": token.text}
                 chunks = [self._chunk(token.index, delta, logprobs=token.logprobs)]
@@ -211,7 +211,7 @@ def x_factory(reply: Reply, end: FinishedEvent) -> dict[str, Any]:
     report = end.cache if end.cache is not None and reply.cache.result != "attached" else reply.cache
     fields: dict[str, Any] = {"trace_id": reply.trace_id, "route": reply.route, "cache": report.model_dump()}
     if end.debate is not None:
-        fields["debate"] = end.debate.model_dump(exclude_none=True) | {"winner": end.debate.winner}
+        fields["debate"] = end.debate.facts()
     return fields
 
 
@@ -241,6 +241,15 @@ async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:
         return await anext(events)
     except StopAsyncIteration:
         raise UpstreamFailed("the run's events stopped before it was finished") from None
+
+
+def _whose(draft: TokenEvent, task: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {"x_task": task}
+    if draft.round > 1:
+        fields["x_round"] = draft.round
+    if draft.attempt > 1:
+        fields["x_attempt"] = draft.attempt
+    return fields
 
 
 def _call_delta(piece: ToolCallEvent) -> dict[str, Any]:

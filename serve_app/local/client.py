@@ -24,10 +24,15 @@ class ApiError(RuntimeError):
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a streamed answer: a draft's text (with its task's label), or the answer's, or the closing facts."""
+    """A part of a streamed answer: a draft's text (with its task's label), or the answer's, or the closing facts.
+
+    A higher `attempt` of a draft begins it anew.
+    """
 
     text: str = ""
     task: str | None = None
+    round: int = 1
+    attempt: int = 1
     facts: dict[str, Any] | None = None
 
 
@@ -83,7 +88,8 @@ def _pieces(lines: Iterator[str]) -> Iterator[Piece]:
         for choice in chunk.get("choices", []):
             delta = choice.get("delta") or {}
             if delta.get("reasoning_content"):
-                yield Piece(delta["reasoning_content"], task=chunk.get("x_task") or choice.get("x_task") or "thought")
+                task = chunk.get("x_task") or choice.get("x_task") or "thought"
+                yield Piece(delta["reasoning_content"], task, chunk.get("x_round", 1), chunk.get("x_attempt", 1))
             if delta.get("content"):
                 yield Piece(delta["content"])
         if "x_factory" in chunk:

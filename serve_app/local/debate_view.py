@@ -10,10 +10,12 @@ from rich.text import Text
 
 from serve_app.local.client import Piece
 
+_Drafts = dict[tuple[int, str], tuple[int, str]]  # round and task → attempt and text
+
 
 def show_debate(console: Console, pieces: Iterable[Piece]) -> str:
     """Draw the pieces as they come. Returns the answer's text."""
-    drafts: dict[str, str] = {}
+    drafts: _Drafts = {}
     answer = ""
     winner: str | None = None
     with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
@@ -21,7 +23,9 @@ def show_debate(console: Console, pieces: Iterable[Piece]) -> str:
             if piece.facts is not None:
                 winner = (piece.facts.get("debate") or {}).get("winner")
             elif piece.task is not None:
-                drafts[piece.task] = drafts.get(piece.task, "") + piece.text
+                attempt, said = drafts.get((piece.round, piece.task), (piece.attempt, ""))
+                kept = said if attempt == piece.attempt else ""
+                drafts[piece.round, piece.task] = (piece.attempt, kept + piece.text)
             else:
                 answer += piece.text
             live.update(_columns(console, drafts, winner))
@@ -31,10 +35,15 @@ def show_debate(console: Console, pieces: Iterable[Piece]) -> str:
     return answer
 
 
-def _columns(console: Console, drafts: dict[str, str], winner: str | None) -> Columns:
-    width = max(24, console.width // max(1, len(drafts)) - 1)
+def _columns(console: Console, drafts: _Drafts, winner: str | None) -> Columns:
+    width = max(24, console.width // max(1, len({task for _, task in drafts})) - 1)
     panels = [
-        Panel(Text(text), title=task, width=width, border_style="green" if winner == task else "dim")
-        for task, text in sorted(drafts.items())
+        Panel(
+            Text(text),
+            title=task if number == 1 else f"{task}, round {number}",
+            width=width,
+            border_style="green" if winner == task else "dim",
+        )
+        for (number, task), (_, text) in sorted(drafts.items())
     ]
     return Columns(panels, padding=0, expand=False)

@@ -46,13 +46,6 @@ async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
         ({"model": "debate", "messages": USER, "x_debate": {"strategy": "duel"}}, 400, "x_debate.strategy", "invalid_value"),
         ({"model": "m", "messages": USER, "x_debate": {}}, 400, "x_debate", "invalid_value"),
         ({"model": "m", "messages": USER, "x_route": "rag"}, 400, "x_route", "unsupported"),
-        ({"model": "m", "messages": USER, "x_route": "workflow", "tools": [{}]}, 400, "tools", "unsupported"),
-        (
-            {"model": "m", "messages": USER, "x_route": "workflow", "x_debate": {"strategy": "vote"}},
-            400,
-            "x_debate.strategy",
-            "unsupported",
-        ),
     ],
 )
 async def test_refused(http: httpx.AsyncClient, body: dict[str, Any], status: int, param: str, code: str) -> None:

@@ -6,7 +6,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.events import ChoiceEnd, DebateReport, TaskReport, Usage
+from serve_app.events import BallotReport, ChoiceEnd, DebateReport, TaskReport, Usage
 from serve_app.runs import Answer
 from serve_app.store.answers_json import answer_from_json, answer_to_json
 
@@ -20,12 +20,14 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
 USAGES = st.builds(Usage, prompt_tokens=COUNT, completion_tokens=COUNT, prompt_tokens_details=st.none() | OBJECTS)
 TASKS = st.builds(TaskReport, task=TEXT, model=TEXT, usage=USAGES, finish_reason=st.none() | TEXT)
+BALLOTS = st.builds(BallotReport, voter=TEXT, order=st.lists(TEXT, max_size=3).map(tuple), choice=st.none() | TEXT)
 DEBATES = st.builds(
     DebateReport,
     winner=st.none() | TEXT,
     strategy=TEXT,
     rounds=COUNT,
     stop_reason=TEXT,
+    votes=st.lists(BALLOTS, max_size=3).map(tuple),
     tasks=st.lists(TASKS, max_size=3).map(tuple),
 )
 ENDS = st.builds(ChoiceEnd, index=COUNT, finish_reason=TEXT, stop_reason=st.none() | TEXT | st.integers(0, 10**6))

@@ -1,0 +1,78 @@
+"""Short answers in a form in which they can be compared. Pure.
+
+Two texts compare as equal only if they say the same word for word, but for case, punctuation at the edges, markup, a
+leading article and how a number is written. When in doubt they differ: an agreement that is none would end a debate.
+"""
+
+import re
+import unicodedata
+from decimal import Decimal
+from typing import Any, Final
+
+import orjson
+
+_MOST_WORDS: Final = 12
+_MOST_JSON_BYTES: Final = 200
+_CONCLUSION: Final = re.compile(
+    r"(?:^|[.!?:;,\n*#]|\b(?:so|thus|hence|therefore|then)\b)[\s*_#>]*"
+    r"(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|short)\s+)?answer[\s*_]*(?:is\b|:)",
+    re.IGNORECASE,
+)
+_BOXED: Final = re.compile(r"\\boxed\{([^{}]*)\}")
+_IN_DOLLARS: Final = re.compile(r"\$([^$\s](?:[^$]*[^$\s])?)\$")
+_IT_IS: Final = re.compile(r"(?:it|this|that)(?:\s+is|['\u2019]s)\s+", re.IGNORECASE)
+_GROUPED: Final = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}\b)")
+_NUMBER: Final = re.compile(r"([$€£¥]?)([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|0|[1-9][0-9]*|(?=\.[0-9]))(\.[0-9]+)?([%°]?[a-z]{0,3})")
+_EDGES: Final = "*_`\"'\u201c\u201d\u2018\u2019"
+_STOPS: Final = ".,;:!?"
+_JOINS: Final = frozenset({"and", "or"})
+
+
+def short_answer(text: str) -> str | None:
+    """The canonical form of a short answer, or of the short answer that a long text concludes with; None for a long one."""
+    text = unicodedata.normalize("NFC", text).replace("\u2212", "-").strip()
+    if text[:1] in ("{", "["):
+        return _json(text)
+    boxed = _BOXED.findall(text)
+    tail: str = boxed[-1] if boxed else _CONCLUSION.split(text)[-1]
+    tail = _GROUPED.sub("", _IN_DOLLARS.sub(r"\1", tail).strip(" :\n\t" + _EDGES))
+    tail = _IT_IS.sub("", tail, count=1) if _IT_IS.match(tail) else tail
+    raw = tail.casefold().split()
+    if len(raw) > _MOST_WORDS:
+        return None
+    words = [canonical for word in _without_article(raw) if (canonical := _word(word))]
+    return " ".join(words) or None
+
+
+def _without_article(words: list[str]) -> list[str]:
+    if len(words) < 2 or words[0] not in ("a", "an", "the"):
+        return words
+    # "a and b", "a b": there the letter is an answer, not an article.
+    letter = words[0] == "a" and (len(words[1].strip(_STOPS + _EDGES)) < 2 or words[1] in _JOINS)
+    return words if letter else words[1:]
+
+
+def _word(word: str) -> str:
+    bare = word.strip(_EDGES)
+    if re.search(r"[0-9]!+$", bare) is None:  # 5! is not 5
+        bare = bare.rstrip(_STOPS).rstrip(_EDGES).rstrip(_STOPS)
+    if re.fullmatch(r"\(\w+\)", bare):
+        bare = bare[1:-1]
+    number = _NUMBER.fullmatch(bare)
+    return _number(number) if number else bare
+
+
+def _number(match: re.Match[str]) -> str:
+    currency, sign, whole, part, unit = match.groups(default="")
+    value = Decimal(f"{whole.replace(',', '') or '0'}{part}")
+    digits = f"{value:f}".rstrip("0").rstrip(".") if part else f"{value:f}"
+    return f"{currency}{'-' if sign == '-' and value else ''}{digits}{unit}"
+
+
+def _json(text: str) -> str | None:
+    try:
+        value: Any = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    canonical = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return canonical.decode() if len(canonical) <= _MOST_JSON_BYTES else None

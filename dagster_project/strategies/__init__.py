@@ -1,0 +1,1 @@
+"""How a debate is decided: one module per strategy. Pure."""
