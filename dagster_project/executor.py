@@ -30,6 +30,7 @@ from dagster._core.executor.base import Executor
 
 T = TypeVar("T")
 _POLL_S: Final = 1.0  # how often a waiting run looks for interrupts
+_LEAST_POLL_S: Final = 0.01
 _DRAIN_S: Final = 30.0  # how long a run that broke waits for its other steps to end
 
 
@@ -148,7 +149,7 @@ class ThreadedExecutor(Executor):
 
     @property
     def retries(self) -> RetryMode:
-        return RetryMode.DISABLED  # retries live in the argue op, which knows whether a token went out
+        return RetryMode.ENABLED  # steps ask for it themselves (asking.py): they know whether a token went out
 
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         if self._host is None:
@@ -208,7 +209,7 @@ class _Steps:
                     self._host.pool.submit(self._run_step, job_context.for_step(step, active.get_known_state()))
                 yield from active.concurrency_event_iterator(job_context)
             try:
-                key, item = self._events.get(timeout=_POLL_S if self._running else max(0.01, _pause(active)))
+                key, item = self._events.get(timeout=self._patience(active))
             except queue.Empty:
                 continue
             if isinstance(item, DagsterEvent):
@@ -222,6 +223,13 @@ class _Steps:
                 yield from active.plan_events_iterator(job_context)
         if stopping:
             raise DagsterExecutionInterruptedError
+
+    def _patience(self, active: ActiveExecution) -> float:
+        """How long there is nothing to do but to wait for events, in seconds: until a step's pause is over, say."""
+        pause = float(active.sleep_interval())  # type: ignore[no-untyped-call]
+        if self._running and pause <= 0:
+            return _POLL_S
+        return min(_POLL_S, max(_LEAST_POLL_S, pause))
 
     def drain(self) -> None:
         """Stop and wait for steps that still run, because their run has broken."""
@@ -249,10 +257,6 @@ class _Steps:
             self._events.put((key, _DONE))
         except BaseException as error:  # noqa: BLE001 - handed to the run's thread, which raises it
             self._events.put((key, error))
-
-
-def _pause(active: ActiveExecution) -> float:
-    return float(active.sleep_interval())  # type: ignore[no-untyped-call]
 
 
 def threaded(host: StepHost | None) -> ExecutorDefinition:

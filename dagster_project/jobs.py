@@ -3,12 +3,15 @@
 import logging
 from typing import Any, Final
 
-from dagster import Field, InitLoggerContext, JobDefinition, LoggerDefinition, graph
+from dagster import Field, InitLoggerContext, IOManager, IOManagerDefinition, JobDefinition, LoggerDefinition, graph
 
+from dagster_project.deciding import decide
 from dagster_project.executor import StepCancelled, StepHost, threaded
 from dagster_project.home import DEBATE_JOB
-from dagster_project.ops import argue, commit, judge, plan
+from dagster_project.ops import argue, argue_again, commit, plan, review
 from dagster_project.resources import Desk
+from dagster_project.rounds import Held
+from dagster_project.step_outputs import Constant, DurableOutputs
 from serve_app.telemetry import logger
 
 JOB: Final = DEBATE_JOB
@@ -46,17 +49,38 @@ RUN_CONFIG: Final[dict[str, Any]] = {"loggers": {"json": {}}}
 QUIET_CONFIG: Final[dict[str, Any]] = {"loggers": {"json": {"config": {"level": "CRITICAL"}}}}
 
 
-@graph(name=JOB, description="Several debaters answer one question, a judge picks the best answer")
+def _round(name: str, tasks: Any, heard: Any) -> Any:
+    """The answers of a further round. With nobody to ask, it and its review are skipped."""
+    again = argue_again.alias(name)
+    return tasks.map(lambda label: again(label, heard)).collect()
+
+
+@graph(name=JOB, description="Several debaters answer one question, in one to three rounds; a strategy finds the best answer")
 def debate_graph() -> None:
-    drafts, verdict = judge(plan().map(argue).collect())
-    commit(drafts, verdict)
+    tasks, begun, more = plan()
+    first = tasks.map(argue).collect()
+    held_1, tasks_2 = review.alias("review_1")(first, more)
+    held_2, tasks_3 = review.alias("review_2")(_round("argue_2", tasks_2, held_1), held_1)
+    held_3, _ = review.alias("review_3")(_round("argue_3", tasks_3, held_2), held_2)
+    # What was skipped is left out of a list; `begun` is always there, or a debate of one round would skip `decide`.
+    commit(decide(first, [begun, held_1, held_2, held_3]))
 
 
 def debate_job(desk: Desk | None = None, host: StepHost | None = None) -> JobDefinition:
     """The job, bound to a worker's desk and threads; without them it can be shown, not executed."""
+    desk = desk or Desk()
+    outputs = DurableOutputs(lambda run_id: desk.find(run_id).kept)
     return debate_graph.to_job(
         name=JOB,
-        resource_defs={"desk": (desk or Desk()).as_resource()},
+        resource_defs={
+            "desk": desk.as_resource(),
+            "io_manager": _fixed(outputs, "outputs of finished steps, until the run has ended"),
+            "nothing_held": _fixed(Constant(Held()), "the start of a debate, before anything was said"),
+        },
         executor_def=threaded(host),
         logger_defs={"json": json_lines},
     )
+
+
+def _fixed(made: IOManager, description: str) -> IOManagerDefinition:
+    return IOManagerDefinition(lambda _context: made, description=description)

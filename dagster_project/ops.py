@@ -1,41 +1,62 @@
-"""The steps of a debate: plan → argue, one per debater → judge → commit. All run on the worker's loop."""
+"""The steps of a debate: plan → argue, one per debater → review, which may open a further round → decide → commit.
 
-import asyncio
-import random
+All run on the worker's loop. A debate of one round has no review: its drafts go straight to `decide`.
+"""
+
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
-from dagster import DynamicOut, DynamicOutput, Failure, OpExecutionContext, Out, op
+from dagster import DynamicOut, DynamicOutput, Failure, In, OpExecutionContext, Out, Output, op
 
 from dagster_project import debate as protocol
+from dagster_project.asking import Call, ask_again
 from dagster_project.assets import materialization
-from dagster_project.debate import DebateTask, Draft, Verdict
+from dagster_project.debate import Draft, RoundEnd
+from dagster_project.launch_form import PLAN_CONFIG
 from dagster_project.resources import DebateRun, Desk
-from serve_app.answers import AnswerBuilder, succeeded
-from serve_app.errors import AifactoryError, Unavailable, UpstreamFailed, from_body
-from serve_app.events import FinishedEvent, ProgressEvent, RoleEvent, TokenEvent, UsageEvent
+from dagster_project.rounds import Decision, Held, Round, RoundOver, spent_on
+from dagster_project.step_outputs import OutputKey
+from serve_app.answers import succeeded
+from serve_app.errors import AifactoryError, Unavailable
+from serve_app.events import ProgressEvent, RoleEvent, TokenEvent, UsageEvent
 from serve_app.telemetry import bound, logger, observe
 
-_BACKOFF_S: Final = 0.2
-_MAX_BACKOFF_S: Final = 2.0
+# An operator may bound what all debates together ask of the replicas: Dagster's UI, Deployment, Concurrency.
+POOL: Final = "debaters"
 
 
-def _debate(context: OpExecutionContext) -> DebateRun:
+def debate_of(context: OpExecutionContext) -> DebateRun:
+    """The run that this step belongs to."""
     desk: Desk = context.resources.desk
     return desk.find(context.run_id)
 
 
-@op(out=DynamicOut(str), required_resource_keys={"desk"}, description="One task per debater")
-async def plan(context: OpExecutionContext) -> AsyncIterator[Any]:
-    debate = _debate(context)
+def step_key(context: OpExecutionContext) -> str:
+    """The key of the step, such as `argue[A]` or `review_1`."""
+    return str(context.get_step_execution_context().step.key)
+
+
+@op(
+    out={
+        "tasks": DynamicOut(str),
+        "begun": Out(Held, io_manager_key="nothing_held"),
+        "more": Out(Held, io_manager_key="nothing_held", is_required=False),
+    },
+    config_schema=PLAN_CONFIG,
+    required_resource_keys={"desk"},
+    description="One task per debater; `more` where further rounds may follow the first",
+)
+async def plan(context: OpExecutionContext):  # type: ignore[no-untyped-def]  # Dagster would want a tuple
+    debate = debate_of(context)
     with bound(debate.run.trace_id):
         tasks = debate.spec.tasks
         await _open_stream(debate, len(tasks))
-        logger.info("debate planned", tasks=[t.task for t in tasks], dagster_run_id=context.run_id)
+        logger.info("debate planned", tasks=[t.task for t in tasks], dagster_run_id=context.run_id, take=debate.take)
+    yield Output(Held(), "begun")
+    if debate.spec.rounds > 1:
+        yield Output(Held(), "more")
     for task in tasks:
-        yield DynamicOutput(task.task, mapping_key=task.task)
+        yield DynamicOutput(task.task, mapping_key=task.task, output_name="tasks")
 
 
 async def _open_stream(debate: DebateRun, tasks: int) -> None:
@@ -48,141 +69,116 @@ async def _open_stream(debate: DebateRun, tasks: int) -> None:
         await debate.emit(RoleEvent())
 
 
-@op(out=Out(Draft), required_resource_keys={"desk"}, description="One debater answers; its tokens stream as they come")
+@op(
+    out=Out(Draft),
+    required_resource_keys={"desk"},
+    pool=POOL,
+    description="One debater answers; its tokens stream as they come",
+)
 async def argue(context: OpExecutionContext, label: str) -> Draft:
-    debate = _debate(context)
-    task = debate.spec.find(label)
-    with bound(debate.run.trace_id, task=label):
-        started = time.monotonic()
-        try:
-            draft = await _ask_debater(debate, task)
-        except AifactoryError as error:
-            logger.warning("debater failed", model=task.model_id, error_code=error.code, error=error.message)
-            draft = Draft(task=label, model=task.model_id, finish_reason="error", error=error.body())
-        observe("aifactory_task_seconds", time.monotonic() - started, model=task.model)
-        await debate.emit(ProgressEvent(step="argue", done=debate.task_done(), of=len(debate.spec.tasks)))
-    return draft
-
-
-async def _ask_debater(debate: DebateRun, task: DebateTask) -> Draft:
-    question = debate.run.question
-    body = protocol.task_body(task, question.messages, question.params)
-    shown_as = task.task if debate.spec.drafts else None
-    builder, end = await _ask(debate, task.model, task.adapter, body, call=task.task, draft_of=shown_as)
-    answer = builder.answer(end)
-    message = answer.messages[0]
-    return Draft(
-        task=task.task,
-        model=task.model_id,
-        text=answer.text,
-        reasoning=str(message.get("reasoning_content") or ""),
-        finish_reason=answer.ends[0].finish_reason,
-        usage=answer.usage,
-    )
-
-
-async def _ask(
-    debate: DebateRun, model: str, adapter: str | None, body: dict[str, Any], *, call: str, draft_of: str | None
-) -> tuple[AnswerBuilder, FinishedEvent]:
-    """One call to a replica, tried again after a retryable fault as long as no token came. The only layer that retries."""
-    for attempt in range(debate.task_retries + 1):
-        builder = AnswerBuilder(model)
-        name = call if attempt == 0 else f"{call}-{attempt}"
-        try:
-            return builder, await _stream(debate, builder, model, adapter, body, call=name, draft_of=draft_of)
-        except AifactoryError as error:
-            if not error.retryable or not builder.empty or attempt == debate.task_retries:
-                raise
-            logger.warning("replica fault, trying again", call=call, attempt=attempt + 1, error=error.message)
-            pause = min(error.retry_after_s or _BACKOFF_S * 2**attempt, _MAX_BACKOFF_S)
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-async def _stream(
-    debate: DebateRun,
-    builder: AnswerBuilder,
-    model: str,
-    adapter: str | None,
-    body: dict[str, Any],
-    *,
-    call: str,
-    draft_of: str | None,
-) -> FinishedEvent:
-    """Collect one stream of a replica and publish its text as it comes. Closing it early aborts it in the engine."""
-    request_id = f"{debate.run.trace_id}-{call}"
-    async with aclosing(debate.replicas.stream(model, adapter, body, request_id=request_id)) as stream:
-        async for event in stream:
-            builder.add(event)
-            match event:
-                case TokenEvent(index=0) if draft_of is not None:
-                    await debate.emit(TokenEvent(text=event.text, task=draft_of, reasoning=event.reasoning))
-                case UsageEvent():
-                    debate.spent(call, event.usage)
-                case FinishedEvent(reason="error"):
-                    raise from_body(event.error or {"message": f"model {model!r} failed"})
-                case FinishedEvent():
-                    return event
-                case _:
-                    pass
-    raise UpstreamFailed(f"model {model!r} ended its stream without saying how")
+    return await _argue(context, label, Held())
 
 
 @op(
-    out={"drafts": Out(list), "verdict": Out(Verdict)},
+    out=Out(Draft),
     required_resource_keys={"desk"},
-    description="The judge reads all answers in both orders",
+    pool=POOL,
+    description="One debater answers again, now that it has read what the others said",
 )
-async def judge(context: OpExecutionContext, drafts: list[Draft]) -> tuple[list[Draft], Verdict]:
-    debate = _debate(context)
-    with bound(debate.run.trace_id):
-        standing = protocol.candidates(debate.spec, drafts)
-        if not standing:
-            failed = next((d.error for d in drafts if d.error), None)
-            debate.error = from_body(failed) if failed else UpstreamFailed("no debater gave an answer: all drafts are empty")
-            raise Failure(f"no candidate: {debate.error.message}", allow_retries=False)
-        await debate.emit(ProgressEvent(step="judge", done=0, of=1))
-        votes = await _votes(debate, standing) if len(standing) > 1 else []
-        verdict = protocol.decide(standing, votes)
-        logger.info("debate judged", winner=verdict.winner, stop_reason=verdict.stop_reason, votes=votes)
-        await debate.emit(ProgressEvent(step="judge", done=1, of=1))
-    return drafts, verdict
+async def argue_again(context: OpExecutionContext, label: str, heard: Held) -> Draft:
+    return await _argue(context, label, heard)
 
 
-async def _votes(debate: DebateRun, standing: list[Draft]) -> list[str | None]:
-    """What the judge says when it reads the answers forwards and backwards."""
-    async with asyncio.TaskGroup() as both:
-        forwards = both.create_task(_vote(debate, standing, "judge-1"))
-        backwards = both.create_task(_vote(debate, standing[::-1], "judge-2"))
-    return [forwards.result(), backwards.result()]
+async def _argue(context: OpExecutionContext, label: str, heard: Held) -> Draft:
+    debate = debate_of(context)
+    key = OutputKey(step_key(context))
+    if isinstance(kept := debate.kept.find(key), Draft):
+        return kept  # an earlier take got this far, and died before Dagster knew
+    held = debate.round(len(heard.rounds) + 1, spent=spent_on(heard.rounds))
+    with bound(debate.run.trace_id, task=label):
+        started = time.monotonic()
+        draft = await _speak(context, debate, held, label, heard)
+        observe("aifactory_task_seconds", time.monotonic() - started, model=debate.spec.find(label).model)
+        # Before anybody hears of it: who takes the run up must not ask again for what was told as done.
+        await debate.keep(key, draft)
+        await debate.emit(ProgressEvent(step=held.step, done=held.over(draft), of=len(debate.spec.tasks)))
+    return draft
 
 
-async def _vote(debate: DebateRun, order: list[Draft], call: str) -> str | None:
-    spec = debate.spec
-    body = protocol.judge_body(protocol.question_text(debate.run.question.messages), order)
+async def _speak(context: OpExecutionContext, debate: DebateRun, held: Round, label: str, heard: Held) -> Draft:
+    """The draft of one debater: what it said, what it had said when the round ended, or the error that kept it silent."""
+    spec, question = debate.spec, debate.run.question
+    task = spec.find(label)
+    stood = protocol.standing(spec, heard.rounds)
+    body = protocol.task_body(spec, task, question.messages, question.params, previous=stood, max_tokens=held.max_tokens)
+    name = label if held.number == 1 else f"{label}-r{held.number}"
+    call = Call(debate, name, task.model, task.adapter, retry=context.retry_number)
+
+    async def show(token: TokenEvent) -> None:
+        told = TokenEvent(text=token.text, task=label, reasoning=token.reasoning, round=held.number, attempt=debate.take)
+        await debate.emit(told)
+
+    error = None
     try:
-        builder, end = await _ask(debate, spec.judge_model, spec.judge_adapter, body, call=call, draft_of=None)
-    except AifactoryError as error:
-        # The answers are there: a judge that is away must not waste them.
-        logger.warning("judge failed", call=call, error_code=error.code, error=error.message)
-        return None
-    return protocol.read_vote(builder.answer(end).text, [d.task for d in order])
+        async with held.floor():
+            answer = await call.ask(body, show=show if spec.drafts else None)
+        end = answer.ends[0].finish_reason
+    except RoundOver:
+        logger.info("debater cut: its round is over", model=task.model_id)
+        answer, end = call.said, "cancelled"
+    except AifactoryError as fault:
+        ask_again(context, debate, fault, call, seconds_left=held.seconds_left)
+        logger.warning("debater failed", model=task.model_id, error_code=fault.code, error=fault.message)
+        answer, end, error = call.said, "error", fault.body()
+    reasoning = str(answer.messages[0].get("reasoning_content") or "")
+    said = {"text": answer.text, "reasoning": reasoning, "finish_reason": end, "usage": call.usage, "error": error}
+    return Draft.model_validate({"task": label, "model": task.model_id, "round": held.number, **said})
 
 
-@op(required_resource_keys={"desk"}, description="Record the answer in one transaction, then finish the run")
-async def commit(context: OpExecutionContext, drafts: list[Draft], verdict: Verdict) -> str:
-    debate = _debate(context)
+@op(
+    ins={"before": In(Held)},
+    out={"held": Out(Held), "tasks": DynamicOut(str, is_required=False)},
+    required_resource_keys={"desk"},
+    description="One round is over: it was the last, or the debaters hear each other and answer again",
+)
+async def review(context: OpExecutionContext, drafts: list[Draft], before: Held):  # type: ignore[no-untyped-def]
+    debate = debate_of(context)
     with bound(debate.run.trace_id):
-        question = debate.run.question
-        answer = protocol.answer(question.model, debate.spec, drafts, verdict, debate.usage)
-        # Only what is recorded is streamed as the answer: a job that runs again must not answer twice.
-        closing = (TokenEvent(text=answer.text), UsageEvent(usage=answer.usage))
+        rounds = (*before.rounds, in_order(debate, drafts))
+        end = protocol.after_round(debate.spec, rounds, spent=spent_on(rounds))
+        if end.again and debate.rounds_are_over:
+            end = RoundEnd(again=False, reason="time")
+        logger.info("round ended", round=len(rounds), again=end.again, reason=end.reason)
+        held = Held(rounds=rounds, end=end)
+        await debate.keep(OutputKey(step_key(context), "held"), held)
+        if end.again:
+            await debate.emit(ProgressEvent(step=f"round_{len(rounds) + 1}", done=0, of=len(debate.spec.tasks)))
+    yield Output(held, "held")
+    if end.again:
+        for task in debate.spec.tasks:
+            yield DynamicOutput(task.task, mapping_key=task.task, output_name="tasks")
+
+
+def in_order(debate: DebateRun, drafts: list[Draft]) -> tuple[Draft, ...]:
+    """The drafts of a round as the specification names their tasks."""
+    place = {task.task: number for number, task in enumerate(debate.spec.tasks)}
+    return tuple(sorted(drafts, key=lambda draft: place[draft.task]))
+
+
+@op(required_resource_keys={"desk"}, out=Out(io_manager_key="nothing_held"), description="Record the answer, finish the run")
+async def commit(context: OpExecutionContext, decision: Decision) -> None:
+    debate = debate_of(context)
+    rounds, verdict = decision.rounds, decision.verdict
+    with bound(debate.run.trace_id):
+        answer = protocol.answer(debate.run.question.model, debate.spec, rounds, verdict, debate.usage)
+        # Only what is recorded is streamed as the answer: a job that runs again must not answer twice. A merged answer
+        # has been streamed while it was written.
+        text = () if verdict.text is not None else (TokenEvent(text=answer.text),)
         try:
-            ours = await debate.settle(succeeded(answer), closing=closing)
+            ours = await debate.settle(succeeded(answer), closing=(*text, UsageEvent(usage=answer.usage)))
         except Unavailable as error:
             debate.unrecorded = error
             raise
         if not ours:
             raise Failure("another attempt owns this run: the answer was not recorded", allow_retries=False)
-    context.log_event(materialization(debate, answer))
-    return verdict.winner
+    context.log_event(materialization(debate, answer, page=context.resources.desk.page(debate.run.trace_id)))

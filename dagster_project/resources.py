@@ -6,16 +6,29 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from dagster import ResourceDefinition
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 
-from dagster_project.debate import DebateSpec, total_usage
-from serve_app.errors import AifactoryError, Cancelled
+from dagster_project.debate import Ballot, DebateSpec, Draft, total_usage
+from dagster_project.rounds import Decision, Held, Round, Speaking
+from dagster_project.step_outputs import OutputKey, RunOutputs
+from serve_app.errors import AifactoryError, Cancelled, Unavailable
 from serve_app.events import EventBody, RunEvent, TokenEvent, Usage
+from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
 from serve_app.runs import Outcome, Run, RunStatus
-from serve_app.telemetry import observe
+from serve_app.telemetry import logger, observe
+
+Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]  # texts to unit vectors
+_FIRST_PAUSE_S: Final = 0.2
+_MOST_PAUSE_S: Final = 2.0
+_KEEP_TRIES: Final = 4
+# What the steps of a debate give: kept until the run has ended.
+OUTPUTS: Final = (Draft, Held, Decision, Speaking)
 
 
 @dataclass
@@ -27,18 +40,26 @@ class DebateRun:
     publisher: RunPublisher
     replicas: Replicas
     store: RunStore
+    embed: Embed | None = None  # for `consensus`
     task_retries: int = 2
     resumed: bool = False
+    take: int = 1  # 2, 3 … after workers died
+    outputs: RunOutputs | None = None  # set before the first step
     stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
     error: AifactoryError | None = None  # why the debate itself failed
     unrecorded: AifactoryError | None = None  # the database was away: the debate is held again
     owned_until: float = math.inf  # Unix seconds; after that the run may be another's
     confirm: Callable[[], Awaitable[None]] | None = None  # asks the log whether it is: then it is `lost`
     lost: bool = False
-    _tasks_done: int = 0
+    ballots: dict[str, Ballot] = field(default_factory=dict)  # by call: what the judge has said already
+    _rounds: dict[int, Round] = field(default_factory=dict)
+    _rounds_end: float = field(init=False)  # Unix seconds
     _spoke: bool = False
     _usage: dict[str, Usage] = field(default_factory=dict)
     _settling: "asyncio.Task[bool] | None" = None
+
+    def __post_init__(self) -> None:
+        self._rounds_end = time.time() + max(0.0, self.run.seconds_left) * (1 - self.spec.closing_share)
 
     async def emit(self, body: EventBody) -> RunEvent:
         """Publish one event of the run. Raises ValueError when the run is lost."""
@@ -49,14 +70,65 @@ class DebateRun:
             observe("aifactory_time_to_first_token_seconds", max(0.0, time.time() - self.run.started), route="workflow")
         return await self.publisher.emit(body)
 
-    def task_done(self) -> int:
-        """One more debater is through; how many that makes."""
-        self._tasks_done += 1
-        return self._tasks_done
+    @property
+    def backoff(self) -> Backoff:
+        """When a step asks a replica again."""
+        return Backoff(self.task_retries, _FIRST_PAUSE_S, _MOST_PAUSE_S)
+
+    @property
+    def kept(self) -> RunOutputs:
+        """What the run's steps gave so far. Raises RuntimeError outside of an execution."""
+        if self.outputs is None:
+            raise RuntimeError(f"run {self.run.trace_id} is not being executed: nothing keeps its steps' outputs")
+        return self.outputs
+
+    async def keep(self, key: OutputKey, value: BaseModel) -> None:
+        """Keep what a step gave, before anybody hears of it; waits out a short absence of Postgres.
+
+        Raises what SQLAlchemy raises: then the debate is held again, and goes on from what was kept.
+        """
+        for attempt in range(_KEEP_TRIES):
+            try:
+                await asyncio.to_thread(self.kept.keep, key, value)
+                return
+            except SQLAlchemyError as error:
+                logger.warning("a step's output was not kept", step=key.step, attempt=attempt + 1, error=str(error))
+                if attempt == _KEEP_TRIES - 1:
+                    self.unrecorded = Unavailable("Dagster's records are away: the debate is held again")
+                    raise
+            await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+
+    def recall(self) -> None:
+        """Take over what an earlier take kept, and what it used. Blocks; before the first step."""
+        self.kept.recall()
+        for key, value in self.kept.all().items():
+            if isinstance(value, Draft):
+                self.spent(f"kept {key.step}", value.usage)
+            elif isinstance(value, Decision):
+                self.spent(f"kept {key.step}", value.verdict.usage)
+
+    def round(self, number: int, *, spent: Usage) -> Round:
+        """The round of this number; the first to ask for it opens it. `spent`: what the rounds before took."""
+        found = self._rounds.get(number)
+        if found is None:
+            found = self._rounds[number] = Round(self.spec, number, ends_at=self._rounds_end, spent=spent)
+            for value in self.kept.all().values():
+                if isinstance(value, Draft) and value.round == number:
+                    found.over(value)
+        return found
+
+    @property
+    def rounds_are_over(self) -> bool:
+        """Whether what is left of the run's time is for judge and commit."""
+        return time.time() >= self._rounds_end
 
     def spent(self, call: str, usage: Usage) -> None:
         """Note what one call to a replica has used so far."""
         self._usage[call] = usage
+
+    def used_by(self, calls: str) -> Usage:
+        """What the calls whose name begins like this have used in this take."""
+        return total_usage([usage for call, usage in self._usage.items() if call.startswith(calls)])
 
     @property
     def usage(self) -> Usage:
@@ -92,9 +164,16 @@ class DebateRun:
         return self._settling is not None and not (self._settling.done() and _failed(self._settling))
 
     async def close(self) -> None:
-        """Wait for a commit that is still under way."""
-        if self._settling is not None:
-            await asyncio.wait([self._settling])
+        """Wait for a commit that is still under way, and forget the outputs of a run that has ended."""
+        if self._settling is None:
+            return
+        await asyncio.wait([self._settling])
+        if self.outputs is None or self.lost or _failed(self._settling):
+            return
+        try:
+            await asyncio.to_thread(self.outputs.discard)
+        except SQLAlchemyError as error:  # they go with age
+            logger.warning("outputs of an ended run were not discarded", trace_id=self.run.trace_id, error=str(error))
 
 
 def failed(error: AifactoryError, usage: Usage) -> Outcome:
@@ -109,7 +188,8 @@ def _failed(task: "asyncio.Task[bool]") -> bool:
 class Desk:
     """The runs on this worker, by Dagster run id. Thread-safe: ops ask from their own threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, api_url: str = "") -> None:
+        self._api_url = api_url.rstrip("/")
         self._lock = threading.Lock()
         self._runs: dict[str, DebateRun] = {}
 
@@ -128,6 +208,10 @@ class Desk:
         if found is None:
             raise LookupError(f"Dagster run {run_id} is not on this worker: ask for a debate through the API (x_route=workflow)")
         return found
+
+    def page(self, trace_id: str) -> str:
+        """Where the API tells of a run: an address, or the path alone where the worker does not know the API's."""
+        return f"{self._api_url or '/v1'}/runs/{trace_id}"
 
     def as_resource(self) -> ResourceDefinition:
         """The desk as the resource `desk` of the job."""

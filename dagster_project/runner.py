@@ -5,43 +5,30 @@ Everything here blocks: the pull loop calls it from threads.
 """
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import sqlalchemy
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
-from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.execution.api import execute_run_iterator
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from dagster_project.executor import StepHost, StopSwitch
-from dagster_project.home import DEFINITIONS_MODULE, LOCATION
-from dagster_project.jobs import JOB, QUIET_CONFIG, RUN_CONFIG, debate_job
-from dagster_project.resources import DebateRun, Desk
+from dagster_project.jobs import QUIET_CONFIG, debate_job
+from dagster_project.resources import OUTPUTS, DebateRun, Desk, Embed
+from dagster_project.step_outputs import RunOutputs, StepOutputs
 from dagster_project.storage import PooledRunStorage
+from dagster_project.takes import Takes, dagster_run_id
 from serve_app.runs import Run
-from serve_app.telemetry import logger
 
-_ROOT: Final = str(Path(__file__).resolve().parent.parent)
-_NAMESPACE: Final = uuid.UUID("7f0a7c1e-5f0b-4c53-9a55-2d7b2c9f5a10")
+__all__ = ["DebateRunner", "Execution", "OwnedElsewhere", "dagster_run_id"]
+
 _LOCK_SPACE: Final = 7  # keeps our advisory locks apart from others in the database
-_MAX_TRIES: Final = 32
 
 
 class OwnedElsewhere(Exception):
     """Another worker executes this run right now."""
-
-
-def dagster_run_id(trace_id: str, attempt: int, take: int = 1) -> str:
-    """The name of a Dagster run follows from the run, so a second delivery finds the first one's record."""
-    return str(uuid.uuid5(_NAMESPACE, f"{trace_id}/{attempt}/{take}"))
 
 
 class Execution:
@@ -102,33 +89,40 @@ class Execution:
     def _report_canceling(self, run: DagsterRun) -> None:
         now = self._instance.get_run_by_id(run.run_id)
         if now is not None and not now.is_finished and now.status is not DagsterRunStatus.CANCELING:
-            self._instance.report_run_canceling(now, "cancelled through the API")
+            why = self.debate.stopped_by
+            self._instance.report_run_canceling(now, why.message if why else "cancelled")
 
 
 class DebateRunner:
     """Creates and executes Dagster runs on a worker's threads and loop."""
 
-    def __init__(self, instance: DagsterInstance, host: StepHost) -> None:
+    def __init__(self, instance: DagsterInstance, host: StepHost, *, embed: Embed | None = None, api_url: str = "") -> None:
+        """`embed` is for the strategy consensus; `api_url` (…/v1) makes the trace_id of an answer a link in the UI."""
         self.instance = instance
         self.host = host
-        self.desk = Desk()
+        self.desk = Desk(api_url)
+        self._embed = embed
         self._job = debate_job(self.desk, host)
-        repository = ReconstructableRepository.for_module(DEFINITIONS_MODULE, fn_name="defs", working_directory=_ROOT)
-        self._python_origin = ReconstructableJob(repository=repository, job_name=JOB).get_python_origin()
-        target = LoadableTargetOrigin(module_name=DEFINITIONS_MODULE, working_directory=_ROOT, attribute=None)
-        location = ManagedGrpcPythonEnvCodeLocationOrigin(loadable_target_origin=target, location_name=LOCATION)
-        name = repository.get_definition().name
-        self._job_origin = RemoteRepositoryOrigin(code_location_origin=location, repository_name=name).get_job_origin(JOB)
+        self._takes = Takes(instance, self._job)
+        storage = instance.run_storage
+        assert isinstance(storage, PooledRunStorage)
+        self._engine = storage.engine
+        self._outputs = StepOutputs(storage.engine)
 
     def prepare(self, debate: DebateRun, *, on_created: Callable[[str], None] | None = None) -> Execution:
         """An execution that can be cancelled from now on; `execute` starts it.
 
         `on_created` gets the Dagster run's id, on the worker's loop, as soon as there is a record.
         """
+        debate.embed = debate.embed or self._embed
         return Execution(debate, self.instance, self.host, on_created)
 
     def warm_up(self) -> None:
-        """Pay once for what Dagster does at its first run: a run in memory that finds no debate, and fails at its plan."""
+        """Make the table of step outputs, and pay once for what Dagster does at its first run.
+
+        That is a run in memory, which finds no debate and fails at its plan.
+        """
+        self._outputs.create()
         with DagsterInstance.ephemeral() as nowhere:
             run = nowhere.create_run_for_job(job_def=self._job, run_config=QUIET_CONFIG)
             try:
@@ -137,6 +131,11 @@ class DebateRunner:
             finally:
                 self.host.release(run.run_id)
 
+    def begin(self, run: Run) -> DagsterRun:
+        """The record of a run that another process is to execute. Raises OwnedElsewhere while one does. Blocks."""
+        with self._owned(run.trace_id):
+            return self._takes.begin(run, taken_up=True).run
+
     def execute(self, execution: Execution) -> DagsterRun:
         """Run the debate to its end and return the Dagster run's record. Blocks for as long as the run lasts.
 
@@ -144,7 +143,13 @@ class DebateRunner:
         """
         debate = execution.debate
         with self._owned(debate.run.trace_id):
-            run = self._create(debate.run, taken_up=debate.resumed)
+            self._outputs.create()
+            take = self._takes.begin(debate.run, taken_up=debate.resumed)
+            run = take.run
+            debate.take = take.number
+            debate.outputs = RunOutputs(self._outputs, take.root_run_id, OUTPUTS)
+            if take.number > 1:
+                debate.recall()
             try:
                 if execution.created(run):
                     self._drive(execution, run)
@@ -153,7 +158,16 @@ class DebateRunner:
             ended = self.instance.get_run_by_id(run.run_id)
         if ended is None:
             raise LookupError(f"Dagster run {run.run_id} vanished from its storage")
+        if ended.status is not DagsterRunStatus.SUCCESS:
+            self._say_why(debate, ended)
         return ended
+
+    def _say_why(self, debate: DebateRun, ended: DagsterRun) -> None:
+        """Dagster's own last event names the steps that broke; the UI's reader wants to know why there is no answer."""
+        why = debate.stopped_by or debate.error or debate.unrecorded
+        if why is not None:
+            self.instance.report_engine_event(f"No answer: {why.code}: {why.message}", ended, cls=type(self))
+            self.instance.add_run_tags(ended.run_id, {"ended_by": why.code})
 
     def _drive(self, execution: Execution, run: DagsterRun) -> None:
         self.desk.put(run.run_id, execution.debate)
@@ -164,48 +178,11 @@ class DebateRunner:
         finally:
             self.desk.remove(run.run_id)
 
-    def _create(self, run: Run, *, taken_up: bool) -> DagsterRun:
-        """The record of a new Dagster run: the first take, or a child of the one that a dead worker left."""
-        parent: DagsterRun | None = None
-        for take in range(1, _MAX_TRIES):
-            run_id = dagster_run_id(run.trace_id, run.attempt, take)
-            known = self.instance.get_run_by_id(run_id) if taken_up or parent else None
-            if known is None:
-                try:
-                    return self._create_record(run, run_id, take, parent)
-                except DagsterRunAlreadyExists:
-                    known = self.instance.get_run_by_id(run_id)
-            if known is not None:
-                if not known.is_finished:
-                    self.instance.report_run_failed(known, "its worker is gone; the run was delivered again")
-                parent = known
-        raise RuntimeError(f"run {run.trace_id} was taken up {_MAX_TRIES} times without an end")
-
-    def _create_record(self, run: Run, run_id: str, take: int, parent: DagsterRun | None) -> DagsterRun:
-        root = (parent.root_run_id or parent.run_id) if parent else None
-        tags = {"trace_id": run.trace_id, "req_id": run.req_id, "project": run.project, "route": run.route}
-        tags |= {"attempt": str(run.attempt), "take": str(take)}
-        if parent is not None and root is not None:
-            tags |= {PARENT_RUN_ID_TAG: parent.run_id, ROOT_RUN_ID_TAG: root}
-            logger.warning("run taken up again", take=take, parent=parent.run_id)
-        return self.instance.create_run_for_job(
-            job_def=self._job,
-            run_id=run_id,
-            run_config=RUN_CONFIG,
-            tags=tags,
-            parent_run_id=parent.run_id if parent else None,
-            root_run_id=root,
-            remote_job_origin=self._job_origin,
-            job_code_origin=self._python_origin,
-        )
-
     @contextmanager
     def _owned(self, trace_id: str) -> Iterator[None]:
         """Hold the run: a second delivery must not fail it while it is healthy. Postgres frees it if this process dies."""
-        storage = self.instance.run_storage
-        assert isinstance(storage, PooledRunStorage)
         asked = {"name": trace_id, "space": _LOCK_SPACE}
-        with storage.engine.connect() as connection:
+        with self._engine.connect() as connection:
             lock = sqlalchemy.text("SELECT pg_try_advisory_lock(hashtextextended(:name, :space))")
             if not connection.execute(lock, asked).scalar():
                 raise OwnedElsewhere(f"run {trace_id} is executed by another worker")

@@ -7,10 +7,11 @@ the same, so webserver and daemon read them with the stock storage.
 This stands on private API of dagster 1.13: tests/contracts/test_dagster_private_api.py guards each name used.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy
@@ -18,6 +19,7 @@ from dagster import DagsterEventType
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log.base import PoolLimit
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.event_log import PostgresEventLogStorage
@@ -34,6 +36,7 @@ _BUFFER_EVENTS: Final = 10_000
 _WAIT_S: Final = 30.0
 _TRIES: Final = 3
 _REMEMBERED: Final = 64
+_POOLS_S: Final = 1.0
 
 
 def pooled_engine(postgres_url: str) -> sqlalchemy.Engine:
@@ -47,6 +50,7 @@ def pooled_engine(postgres_url: str) -> sqlalchemy.Engine:
         pool_recycle=1800,
         pool_use_lifo=True,
         pool_pre_ping=True,
+        hide_parameters=True,  # errors go to the log, and the values hold what debaters wrote
         connect_args={"connect_timeout": 5, "application_name": "aifactory-worker"},
     )
 
@@ -88,6 +92,7 @@ class GroupCommitEventLog(PostgresEventLogStorage):
         self._taken = self._written = 0  # events so far
         self._closed = False
         self._torn: OrderedDict[str, Exception] = OrderedDict()  # what a run's events were lost to
+        self._pools: tuple[float, Sequence[PoolLimit]] = (-math.inf, ())  # when asked, what it was
         self._writer = threading.Thread(target=self._write_behind, daemon=True, name="dagster-events")
         self._writer.start()
 
@@ -121,6 +126,19 @@ class GroupCommitEventLog(PostgresEventLogStorage):
 
     def has_asset_key_index_cols(self) -> bool:
         return self._memory.ask("asset_key_index", super().has_asset_key_index_cols)
+
+    @property
+    def supports_global_concurrency_limits(self) -> bool:
+        stock: Any = super()
+        return self._memory.ask("pools", lambda: bool(stock.supports_global_concurrency_limits))
+
+    def get_pool_limits(self) -> Sequence[PoolLimit]:
+        """The limits that an operator has set. Each run of a job with pools asks, so an answer serves for a second."""
+        asked_at, limits = self._pools
+        if time.monotonic() - asked_at > _POOLS_S:
+            limits = super().get_pool_limits()
+            self._pools = (time.monotonic(), limits)
+        return limits
 
     def dispose(self) -> None:
         """Write what is left and end the writer."""

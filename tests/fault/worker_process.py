@@ -28,9 +28,10 @@ from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
 from serve_app.tasks import TaskOwner
-from tests.integration.test_dagster_debate import Script, ScriptedReplicas
+from tests.integration.dagster_stand import Script, ScriptedReplicas
 
 DEPLOYED = "deployed"
+CALLS = "calls.txt"  # in state_dir: what all workers asked of the scripted replicas
 
 
 class Surroundings:
@@ -66,7 +67,8 @@ async def open_worker(around: Surroundings, replicas: Any, stack: AsyncExitStack
     await pulls.start()
     sweeping = TaskOwner()
     stack.push_async_callback(sweeping.close)
-    sweeper = Sweeper(settings, store=around.store, bus=around.bus, on_ended=partial(end_dagster_run, instance))
+    on_ended = partial(end_dagster_run, instance)
+    sweeper = Sweeper(settings, store=around.store, bus=around.bus, queue=around.queue, on_ended=on_ended)
     sweeping.spawn(sweeper.run(), name="sweep")
 
 
@@ -77,6 +79,7 @@ class _Deployed(Worker):
 
 async def main(settings: Settings, hanging: str) -> None:
     replicas = ScriptedReplicas(judge=Script(("A",)), **{label: Script(("x",), hangs=True) for label in hanging})
+    replicas.log = settings.state_dir / CALLS
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with AsyncExitStack() as stack:

@@ -1,180 +1,20 @@
-"""The debate as the warm worker runs it: real Dagster, real Postgres; bus, queue and run log in memory, replicas scripted."""
+"""The debate as the warm worker runs it: what its readers see, what Dagster keeps of it."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
-from dagster_project.executor import StepHost
-from dagster_project.instance import open_instance
-from dagster_project.pull_loop import PullLoop
-from dagster_project.runner import DebateRunner, dagster_run_id
-from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
-from serve_app.errors import BadRequest, Unavailable, UpstreamFailed
-from serve_app.events import (
-    ChoiceEnd,
-    EventBody,
-    FinishedEvent,
-    ProgressEvent,
-    RoleEvent,
-    RunEvent,
-    TokenEvent,
-    Usage,
-    UsageEvent,
-)
-from serve_app.ports import ModelCard
-from serve_app.runs import Outcome, Question, Run, RunStatus, new_trace_id
+from serve_app.errors import BadRequest, UpstreamFailed
+from serve_app.events import FinishedEvent, ProgressEvent, RoleEvent, TokenEvent, Usage, UsageEvent
+from serve_app.runs import RunStatus
 from serve_app.settings import Settings
-from serve_app.store.memory import InMemoryRunStore
-
-WAIT_S = 20.0
-
-
-@dataclass
-class Script:
-    """What a replica does with one call: waits, says the tokens, ends; or fails; or hangs after the tokens."""
-
-    tokens: tuple[str, ...] = ("Paris",)
-    wait_s: float = 0.0
-    errors: list[Exception] = field(default_factory=list)  # one per try, before the first token
-    hangs: bool = False
-
-
-class ScriptedReplicas:
-    """Answers by the last part of the request id: the task's label, or judge-1 and judge-2."""
-
-    def __init__(self, **scripts: Script) -> None:
-        self.scripts = scripts
-        self.calls: list[str] = []
-        self.bodies: dict[str, dict[str, Any]] = {}
-        self.open = 0
-        self.first_call = 0.0
-
-    def cards(self) -> list[ModelCard]:
-        return [ModelCard("small")]
-
-    async def answers(self, timeout_s: float) -> bool:
-        return True
-
-    def completions(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> Any:
-        raise AssertionError("a debate asks for chat completions only")
-
-    async def stream(self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str) -> Any:
-        call = request_id.partition("-")[2]
-        self.first_call = self.first_call or time.perf_counter()
-        self.calls.append(call)
-        self.bodies[call] = body
-        name = call.split("-")[0]
-        script = self.scripts.get(name, Script())
-        self.open += 1
-        try:
-            if script.errors:
-                raise script.errors.pop(0)
-            await asyncio.sleep(script.wait_s)
-            yield RoleEvent()
-            for done, token in enumerate(script.tokens, start=1):
-                yield TokenEvent(text=token)
-                yield UsageEvent(usage=Usage(prompt_tokens=10, completion_tokens=done, total_tokens=10 + done))
-            if script.hangs:
-                await asyncio.Event().wait()
-            yield FinishedEvent(reason="stop", choices=(ChoiceEnd(finish_reason="stop"),))
-        finally:
-            self.open -= 1
-
-
-@pytest.fixture(scope="module")
-def settings(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder: Path = tmp_path_factory.mktemp("dagster")
-    return Settings(
-        config="simulated", state_dir=folder, postgres_dsn=postgres_server, runs_per_worker=4, tasks_per_run=4, task_retries=1
-    )
-
-
-@pytest.fixture(scope="module")
-def instance(settings: Settings) -> Iterator[DagsterInstance]:
-    made = open_instance(settings)
-    yield made
-    made.dispose()
-
-
-class Stand:
-    """A worker and its surroundings."""
-
-    def __init__(self, settings: Settings, instance: DagsterInstance, replicas: ScriptedReplicas) -> None:
-        self.settings = settings
-        self.instance = instance
-        self.replicas = replicas
-        self.store = InMemoryRunStore()
-        self.bus = InMemoryEventBus()
-        self.queue = InMemoryRunQueue(ack_wait_s=0.5)
-
-    @asynccontextmanager
-    async def working(self) -> AsyncIterator[PullLoop]:
-        """A worker that pulls until the block ends."""
-        host = StepHost(asyncio.get_running_loop(), steps=16, steps_per_run=self.settings.tasks_per_run)
-        runner = await asyncio.to_thread(DebateRunner, self.instance, host)
-        await asyncio.to_thread(runner.warm_up)
-        pulls = PullLoop(self.settings, store=self.store, bus=self.bus, queue=self.queue, replicas=self.replicas, runner=runner)
-        await pulls.start()
-        try:
-            yield pulls
-        finally:
-            await pulls.close(0)
-            host.close()
-
-    async def submit(self, **question: Any) -> Run:
-        """Claim a run and put it into the queue."""
-        run = make_run(**question)
-        assert (await self.store.claim(run, lease_s=30)).claimed
-        await self.queue.submit(run)
-        return run
-
-    async def events(self, run: Run) -> list[RunEvent]:
-        """All events of a run, up to `finished`."""
-        async with asyncio.timeout(WAIT_S), self.bus.subscribe(run.trace_id) as events:
-            return [event async for event in events]
-
-    async def until_quiet(self, pulls: PullLoop) -> None:
-        """Wait until the queue is empty and nothing is worked on."""
-        async with asyncio.timeout(WAIT_S):
-            while self.queue._runs or pulls._runs:
-                await asyncio.sleep(0.01)
-
-    async def dagster_run(self, run: Run, take: int = 1) -> DagsterRun:
-        found = await asyncio.to_thread(self.instance.get_run_by_id, dagster_run_id(run.trace_id, run.attempt, take))
-        assert found is not None
-        return found
-
-
-MODEL: dict[str, Any] = {"model": "small", "adapter": None, "system": None, "temperature": 0.0}
-JUDGED: dict[str, Any] = {"rounds": 1, "strategy": "judge", "judge_model": "small", "judge_adapter": None}
-
-
-def make_run(*, labels: str = "ABC", timeout_s: float = 60, drafts: bool = True, text: str = "Capital of France?") -> Run:
-    question = Question(
-        project="default",
-        route="workflow",
-        model="debate",
-        adapter=None,
-        messages=[{"role": "user", "content": f"{text} {new_trace_id()}"}],
-        debate={"tasks": [{"task": label, **MODEL} for label in labels], "drafts": drafts, **JUDGED},
-    )
-    return Run(new_trace_id(), question.req_id, question.req_id, False, question, deadline=time.time() + timeout_s)
-
-
-def bodies(events: list[RunEvent]) -> list[EventBody]:
-    assert [e.seq for e in events] == list(range(len(events))), "seq has a hole"
-    return [e.body for e in events]
+from tests.integration.dagster_stand import Script, ScriptedReplicas, Stand, bodies, make_run
 
 
 async def test_a_debate_streams_drafts_then_the_winner_and_finishes(settings: Settings, instance: DagsterInstance) -> None:
-    replicas = ScriptedReplicas(A=Script(("Ly", "on")), B=Script(("Pa", "ris")), C=Script(("Rome",)), judge=Script(("B",)))
+    replicas = ScriptedReplicas(A=Script(("Ly", "on")), B=Script(("Pa", "ris")), C=Script(("Rome",)), judge=Script(names="Paris"))
     stand = Stand(settings, instance, replicas)
     async with stand.working() as pulls:
         run = await stand.submit()
@@ -212,7 +52,7 @@ async def test_a_debate_streams_drafts_then_the_winner_and_finishes(settings: Se
 
 
 async def test_the_artifact_is_in_dagsters_storage_without_the_texts(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(judge=Script(("A",))))
+    stand = Stand(settings, instance, ScriptedReplicas(A=Script(("Lyon",)), C=Script(("Rome",)), judge=Script(names="Paris")))
     async with stand.working() as pulls:
         run = await stand.submit(text="A very private question")
         await stand.events(run)
@@ -220,9 +60,11 @@ async def test_the_artifact_is_in_dagsters_storage_without_the_texts(settings: S
     event = await asyncio.to_thread(instance.get_latest_materialization_event, AssetKey("debate_answer"))
     assert event is not None
     assert event.asset_materialization is not None
-    told = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    told: dict[str, Any] = {name: value.value for name, value in event.asset_materialization.metadata.items()}
     assert told["trace_id"] == run.trace_id
-    assert told["winner"] == "small"
+    assert told["run"] == f"http://api/v1/runs/{run.trace_id}"
+    assert (told["winner"], told["winning_task"], told["strategy"], told["rounds"]) == ("small", "B", "judge", 1)
+    assert [vote["order"] for vote in told["votes"]] == [["A", "B", "C"], ["C", "B", "A"]]
     assert told["usage"] == {"prompt_tokens": 50, "completion_tokens": 5, "total_tokens": 55}
     assert told["question_chars"] == len(run.question.last_user_text or "")
     assert "private" not in str(told)
@@ -281,57 +123,6 @@ async def test_when_all_debaters_fail_the_run_fails_with_their_error(settings: S
     assert (await stand.dagster_run(run)).status is DagsterRunStatus.FAILURE
 
 
-async def test_a_cancel_stops_the_replicas_and_the_dagster_run(settings: Settings, instance: DagsterInstance) -> None:
-    hanging = {label: Script(("one ", "two "), hangs=True) for label in "ABC"}
-    stand = Stand(settings, instance, ScriptedReplicas(**hanging))
-    async with stand.working() as pulls:
-        run = await stand.submit()
-        async with asyncio.timeout(WAIT_S), stand.bus.subscribe(run.trace_id) as events:
-            seen = 0
-            async for event in events:
-                if isinstance(event.body, TokenEvent):
-                    seen += 1
-                    if seen == 6:
-                        cancelled_at = time.perf_counter()
-                        await stand.bus.publish_cancel(run.trace_id, "client left")
-                end = event.body
-        took = time.perf_counter() - cancelled_at
-        await stand.until_quiet(pulls)
-    assert isinstance(end, FinishedEvent)
-    assert end.reason == "cancelled"
-    assert stand.replicas.open == 0, "the engine still works for nobody"
-    assert took < 2
-    record = await stand.store.find(run.trace_id)
-    assert record is not None
-    assert record.status is RunStatus.CANCELLED
-    assert record.usage is not None
-    assert record.usage["completion_tokens"] == 6, "what was used until the cancel is recorded"
-    assert (await stand.dagster_run(run)).status is DagsterRunStatus.CANCELED
-
-
-async def test_a_cancel_that_comes_before_the_run_is_kept(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas())
-    async with stand.working():
-        run = make_run()
-        await stand.store.claim(run, lease_s=30)
-        await stand.bus.publish_cancel(run.trace_id, "gone")
-        await stand.queue.submit(run)
-        end = bodies(await stand.events(run))[-1]
-    assert isinstance(end, FinishedEvent)
-    assert end.reason == "cancelled"
-
-
-async def test_the_deadline_ends_a_debate(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(A=Script(hangs=True)))
-    async with stand.working():
-        run = await stand.submit(timeout_s=0.7)
-        end = bodies(await stand.events(run))[-1]
-    assert isinstance(end, FinishedEvent)
-    assert end.error is not None
-    assert end.error["code"] == "deadline_exceeded"
-    assert stand.replicas.open == 0
-
-
 async def test_runs_side_by_side_do_not_hang(settings: Settings, instance: DagsterInstance) -> None:
     stand = Stand(settings, instance, ScriptedReplicas(judge=Script(("A",))))
     async with stand.working() as pulls:
@@ -340,129 +131,6 @@ async def test_runs_side_by_side_do_not_hang(settings: Settings, instance: Dagst
             ends = await asyncio.gather(*(stand.events(run) for run in runs))
             assert all(isinstance(e[-1].body, FinishedEvent) and e[-1].body.reason == "stop" for e in ends)
         await stand.until_quiet(pulls)
-
-
-async def test_a_run_delivered_again_after_its_end_is_left_alone(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(judge=Script(("A",))))
-    async with stand.working() as pulls:
-        run = await stand.submit()
-        await stand.events(run)
-        await stand.until_quiet(pulls)
-        calls = len(stand.replicas.calls)
-        await stand.queue.submit(run)
-        await stand.until_quiet(pulls)
-    assert len(stand.replicas.calls) == calls
-    found = await asyncio.to_thread(instance.get_runs, RunsFilter(tags={"trace_id": run.trace_id}))
-    assert len(found) == 1
-
-
-async def test_a_run_whose_worker_died_is_run_again_as_a_child(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(A=Script(hangs=True), judge=Script(("A",))))
-    async with stand.working():
-        run = await stand.submit()
-        async with asyncio.timeout(WAIT_S), stand.bus.subscribe(run.trace_id) as events:
-            async for event in events:
-                if isinstance(event.body, TokenEvent):
-                    break
-    assert (await stand.dagster_run(run)).status is DagsterRunStatus.FAILURE, "a worker that goes must not leave a run behind"
-    record = await stand.store.find(run.trace_id)
-    assert record is not None
-    assert record.status is RunStatus.RUNNING
-    stand.replicas.scripts["A"] = Script()
-    async with stand.working() as pulls:
-        told = bodies(await stand.events(run))
-        await stand.until_quiet(pulls)
-    assert isinstance(told[-1], FinishedEvent)
-    assert told[-1].reason == "stop"
-    assert sum(isinstance(b, RoleEvent) for b in told) == 1
-    child = await stand.dagster_run(run, take=2)
-    assert child.status is DagsterRunStatus.SUCCESS
-    assert child.parent_run_id == dagster_run_id(run.trace_id, 1)
-
-
-async def test_the_end_is_told_when_a_worker_died_between_the_record_and_finished(
-    settings: Settings, instance: DagsterInstance
-) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas())
-    stand.settings = settings.model_copy(update={"queue_ack_wait_s": 0.1})
-    run = await stand.submit()
-    error = {"message": "it broke", "code": "upstream_failed"}
-    await stand.store.settle(run, Outcome(RunStatus.FAILED, "error", Usage(), error=error))
-    async with aclosing(stand.queue.deliveries(limit=1)) as deliveries:
-        await anext(deliveries)  # the worker that died
-    async with stand.working() as pulls:
-        [end] = bodies(await stand.events(run))
-        await stand.until_quiet(pulls)
-    assert isinstance(end, FinishedEvent)
-    assert end.error == error
-    assert stand.replicas.calls == []
-
-
-async def test_a_run_that_was_ended_meanwhile_is_stopped_and_says_nothing_more(
-    settings: Settings, instance: DagsterInstance
-) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(**{label: Script(hangs=True) for label in "ABC"}))
-    stand.settings = settings.model_copy(update={"lease_s": 0.6})
-    async with stand.working() as pulls:
-        run = await stand.submit()
-        async with asyncio.timeout(WAIT_S), stand.bus.subscribe(run.trace_id) as events:
-            with pytest.raises(Unavailable, match="goes on in another process"):  # noqa: PT012 - it says so while we read
-                async for event in events:
-                    if isinstance(event.body, TokenEvent) and event.body.task is not None:
-                        await stand.store.extend_leases([run.trace_id], lease_s=-1)
-                        await stand.store.end_abandoned(limit=1)
-        await stand.until_quiet(pulls)
-    assert stand.replicas.open == 0, "the engine still works for a run that has ended"
-    record = await stand.store.find(run.trace_id)
-    assert record is not None
-    assert (record.status, record.attempt) == (RunStatus.FAILED, 2)
-    assert (await stand.dagster_run(run)).status is DagsterRunStatus.FAILURE
-
-
-async def test_a_healthy_run_survives_its_last_delivery_to_another_worker(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(A=Script(hangs=True), judge=Script(("A",))))
-    stand.queue = InMemoryRunQueue(ack_wait_s=0.5, max_deliver=1)
-    async with stand.working() as healthy:
-        run = await stand.submit()
-        async with asyncio.timeout(WAIT_S), stand.bus.subscribe(run.trace_id) as events:
-            async for event in events:
-                if isinstance(event.body, TokenEvent):
-                    break
-        first, stand.queue = stand.queue, InMemoryRunQueue(ack_wait_s=0.1, max_deliver=2)
-        await stand.queue.submit(run)
-        async with aclosing(stand.queue.deliveries(limit=1)) as deliveries:
-            await anext(deliveries)
-        async with stand.working() as other:
-            await stand.until_quiet(other)
-        record = await stand.store.find(run.trace_id)
-        assert record is not None
-        assert record.status is RunStatus.RUNNING, "a worker gave up a run that another one executes"
-        stand.queue = first
-        await stand.bus.publish_cancel(run.trace_id, "enough")
-        await stand.until_quiet(healthy)
-
-
-async def test_a_cancel_during_the_commit_does_not_tear_it_apart(settings: Settings, instance: DagsterInstance) -> None:
-    stand = Stand(settings, instance, ScriptedReplicas(judge=Script(("A",))))
-    committing, go_on = asyncio.Event(), asyncio.Event()
-    record_it = stand.store.settle
-
-    async def slow(run: Run, outcome: Outcome) -> bool:
-        committing.set()
-        await go_on.wait()
-        return await record_it(run, outcome)
-
-    stand.store.settle = slow  # type: ignore[method-assign]
-    async with stand.working() as pulls:
-        run = await stand.submit()
-        async with asyncio.timeout(WAIT_S):
-            await committing.wait()
-        await stand.bus.publish_cancel(run.trace_id, "too late")
-        go_on.set()
-        end = bodies(await stand.events(run))[-1]
-        await stand.until_quiet(pulls)
-    assert isinstance(end, FinishedEvent)
-    assert end.reason == "stop"
 
 
 async def test_first_token_comes_soon_on_a_warm_worker(

@@ -11,15 +11,13 @@ from serve_app.answers import AnswerBuilder
 from serve_app.errors import Unavailable
 from serve_app.lifecycle.direct import failed
 from serve_app.store.memory import InMemoryRunStore
-from tests.integration.test_dagster_debate import (  # noqa: F401 - fixtures among them
-    instance,
+from tests.integration.dagster_stand import (
     make_run,
-    settings,
 )
 
 
 @pytest.fixture
-def kept(instance: DagsterInstance) -> DagsterInstance:  # noqa: F811 - the fixture imported above
+def kept(instance: DagsterInstance) -> DagsterInstance:
     return instance
 
 
