@@ -5,19 +5,21 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
+from dagster_project.dispatcher import open_dispatcher
 from dagster_project.executor import StepHost
 from dagster_project.instance import open_instance
 from dagster_project.pull_loop import PullLoop
 from dagster_project.runner import DebateRunner
+from dagster_project.scaling import BACKLOG, number_of_workers
 from dagster_project.sweep_job import end_dagster_run, keep_ending_orphans
+from serve_app.errors import Unavailable
 from serve_app.lifecycle.sweep import Sweeper
 from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import configure_logging, logger
 
 DEPLOYMENT: Final = "debate-worker"
-_GRACE_S: Final = 20.0  # what running debates get when the worker must go
-_SHUTDOWN_S: Final = 60.0  # then Serve kills the process
+_SHUTDOWN_S: Final = 40.0  # what a worker gets after the debates' grace to hand back and close; then Serve kills it
 
 
 class Worker:
@@ -35,21 +37,34 @@ class Worker:
         from serve_app.wiring import open_parts
 
         configure_logging(settings.log_level, component="worker")
-        parts = await open_parts(settings, name="worker", with_embedder=False)
+        parts = await open_parts(settings, name="worker", with_embedder=True)
         self._open.push_async_callback(parts.close)
+        self._queue = parts.queue
         instance = await asyncio.to_thread(open_instance, settings)
         self._open.push_async_callback(asyncio.to_thread, instance.dispose)
         steps = settings.runs_per_worker * settings.tasks_per_run
         host = StepHost(asyncio.get_running_loop(), steps=steps, steps_per_run=settings.tasks_per_run)
         self._open.callback(host.close)
-        runner = await asyncio.to_thread(DebateRunner, instance, host)
+        assert parts.embedder is not None
+        runner = await asyncio.to_thread(
+            partial(
+                DebateRunner, instance, host, embed=parts.embedder.embed, api_url=f"http://{settings.host}:{settings.port}/v1"
+            )
+        )
         await asyncio.to_thread(runner.warm_up)
         self._pulls = PullLoop(
-            settings, store=parts.store, bus=parts.bus, queue=parts.queue, replicas=parts.replicas, runner=runner
+            settings,
+            store=parts.store,
+            bus=parts.bus,
+            queue=parts.queue,
+            replicas=parts.replicas,
+            runner=runner,
+            hands=open_dispatcher(settings, parts, runner),
         )
-        self._open.push_async_callback(self._pulls.close, _GRACE_S)
+        self._open.push_async_callback(self._pulls.close, settings.worker_grace_s)
         await self._pulls.start()
-        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, on_ended=partial(end_dagster_run, instance))
+        on_ended = partial(end_dagster_run, instance)
+        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, queue=parts.queue, on_ended=on_ended)
         aside = TaskOwner()
         self._open.push_async_callback(aside.close)
         aside.spawn(sweeper.run(), name="sweep")
@@ -59,6 +74,13 @@ class Worker:
     def check_health(self) -> None:
         """Called by Serve every few seconds. Raises when the worker no longer works."""
         self._pulls.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, int]:
+        """For Serve's autoscaling, about once a second: the runs of the queue. Empty when NATS does not say."""
+        try:
+            return {BACKLOG: await self._queue.backlog()}
+        except Unavailable:  # the connection logs its outages
+            return {}
 
     async def shutdown(self) -> None:
         """Finish or hand back what runs, then close everything. Twice is the same as once."""
@@ -77,10 +99,10 @@ def build(settings: Settings) -> Any:
     deployment = serve.deployment(
         Worker,
         name=DEPLOYMENT,
-        num_replicas=settings.workers,
+        **number_of_workers(settings),
         ray_actor_options={"num_cpus": 0.2},
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=settings.worker_grace_s + _SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.1,
     )
     return deployment.bind(settings_to_dict(settings))

@@ -1,0 +1,1 @@
+"""Measurements of the workflow route: see bench/workflow.py."""
