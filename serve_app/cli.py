@@ -1,4 +1,4 @@
-"""aifactory up | down | status | keys | migrate | doctor | chat | debate: the operator's handle."""
+"""aifactory up | down | status | keys | migrate | doctor | chat | debate | ingest: the operator's handle."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from serve_app.local import client, deployment
 from serve_app.local.debate_view import show_debate
 from serve_app.local.demo import dagster_url, ray_dashboard, run_demo, summary
 from serve_app.local.doctor import examine
+from serve_app.local.ingest import ingest as ingest_path
 from serve_app.local.progress import Progress
 from serve_app.local.purge import purge
 from serve_app.local.stack import Stack, clear_remains, recovers, running
@@ -170,6 +171,23 @@ def chat(
 def debate(question: str) -> None:
     """Let the debaters argue side by side, then show the answer."""
     show_debate(console, client.debate(_running_state(), question))
+
+
+@app.command()
+def ingest(
+    path: Path,
+    project: Annotated[str, typer.Option("--project", help="the project (tenant) that is to know it")],
+    timeout_s: Annotated[float, typer.Option(help="how long to wait for the job")] = 3600,
+) -> None:
+    """Take in a folder of .txt and .md files (or one file) as documents of a project. Exit code 1 if a file was bad."""
+    address = dagster_url(_running_state())
+    with _interruptible(), console.status("ingesting …"):
+        done = ingest_path(address, path, project, timeout_s)
+    console.print(done.summary(), highlight=False, markup=False, soft_wrap=True)
+    for name, fault in done.faults.items():
+        Console(stderr=True).print(f"  {name}: {fault}", highlight=False, markup=False, soft_wrap=True)
+    if done.documents["bad"]:
+        raise typer.Exit(1)
 
 
 def main() -> None:

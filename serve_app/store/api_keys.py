@@ -52,9 +52,7 @@ class ApiKeys:
         """
         usable = list(dict.fromkeys([project, *projects]))
         for name in usable:
-            if not _PROJECT.fullmatch(name):
-                allowed = "up to 64 letters, digits, '.', '_', '-', the first a letter or digit"
-                raise ValueError(f"{name!r} cannot name a project: use {allowed}")
+            check_project(name)
         key = KEY_PREFIX + secrets.token_urlsafe(32)
         async with self._pool.transaction() as connection:
             await self._queries.add_projects(connection, projects=sorted(usable))
@@ -93,6 +91,13 @@ class ApiKeys:
             return False
         async with self._pool.connection() as connection:
             return await self._queries.revoke_key(connection, key_id=identifier) is not None
+
+
+def check_project(name: str) -> None:
+    """Raise ValueError for a name that no project may have."""
+    if not _PROJECT.fullmatch(name):
+        allowed = "up to 64 letters, digits, '.', '_', '-', the first a letter or digit"
+        raise ValueError(f"{name!r} cannot name a project: use {allowed}")
 
 
 async def create_key(dsn: str, project: str, *, projects: Sequence[str] = ()) -> str:

@@ -3,7 +3,8 @@ INSERT INTO completions_cache (req_id, project, scope, trace_id, model, content,
 VALUES (:req_id, :project, :scope, :trace_id, :model, :content, :answer, :usage, now() + make_interval(secs => :ttl_s))
 ON CONFLICT (req_id) DO UPDATE
 SET trace_id = excluded.trace_id, model = excluded.model, content = excluded.content, answer = excluded.answer,
-    usage = excluded.usage, created_at = now(), expires_at = excluded.expires_at;
+    usage = excluded.usage, created_at = now(), expires_at = excluded.expires_at,
+    quarantined_at = NULL, quarantine_reason = NULL;
 
 -- name: store_vector(req_id, scope, embedding, ttl_s)!
 INSERT INTO completion_vectors (req_id, scope, embedding, expires_at)
@@ -19,7 +20,7 @@ WHERE req_id = :req_id;
 -- name: exact_answer(req_id)^
 SELECT req_id, trace_id, answer, created_at
 FROM completions_cache
-WHERE req_id = :req_id AND expires_at > now();
+WHERE req_id = :req_id AND expires_at > now() AND quarantined_at IS NULL;
 
 -- name: nearest_answer(scope, embedding, threshold)^
 -- `+ 0` keeps the planner on the exact path should an approximate index ever exist. Three candidates, so that one
@@ -33,7 +34,7 @@ FROM (
     LIMIT 3
 ) AS near
 JOIN completions_cache AS cached USING (req_id)
-WHERE cached.expires_at > now() AND -near.distance >= :threshold::float8
+WHERE cached.expires_at > now() AND cached.quarantined_at IS NULL AND -near.distance >= :threshold::float8
 ORDER BY near.distance
 LIMIT 1;
 
@@ -41,3 +42,77 @@ LIMIT 1;
 -- Their vectors go with them.
 DELETE FROM completions_cache
 WHERE req_id IN (SELECT req_id FROM completions_cache WHERE expires_at < now() LIMIT :most);
+
+-- name: expired_answers(since_s)$
+SELECT count(*) FROM completions_cache WHERE expires_at < now() - make_interval(secs => :since_s);
+
+-- name: quarantine_answer(req_id, reason)$
+-- Its vector goes, so that quarantined answers do not take the places of good ones in a search.
+WITH gone AS (DELETE FROM completion_vectors WHERE req_id = :req_id)
+UPDATE completions_cache
+SET quarantined_at = now(), quarantine_reason = :reason
+WHERE req_id = :req_id AND quarantined_at IS NULL
+RETURNING req_id;
+
+-- name: quarantine_bad_answers(after, dimensions, most)^
+-- One page in the order of req_id; `upto` is its last, or null after the last page. An answer that is replaced meanwhile
+-- has another created_at, and is left alone.
+WITH page AS MATERIALIZED (
+    SELECT req_id, content, created_at, quarantined_at
+    FROM completions_cache
+    WHERE req_id > :after
+    ORDER BY req_id
+    LIMIT :most
+), bad AS (
+    SELECT page.req_id, page.created_at,
+           CASE
+               WHEN page.content !~ '\S' THEN 'empty answer'
+               ELSE format('vector of %s dimensions instead of %s', vector_dims(embedding), :dimensions::int)
+           END AS reason
+    FROM page
+    LEFT JOIN completion_vectors USING (req_id)
+    WHERE page.quarantined_at IS NULL AND (page.content !~ '\S' OR vector_dims(embedding) <> :dimensions::int)
+), marked AS (
+    UPDATE completions_cache AS cached
+    SET quarantined_at = now(), quarantine_reason = bad.reason
+    FROM bad
+    WHERE cached.req_id = bad.req_id AND cached.created_at = bad.created_at
+    RETURNING cached.req_id
+), gone AS (
+    DELETE FROM completion_vectors WHERE req_id IN (SELECT req_id FROM marked)
+)
+SELECT (SELECT max(req_id) FROM page) AS upto, (SELECT count(*) FROM marked) AS quarantined;
+
+-- name: drop_crowded_vectors(most_per_scope, most)
+-- Of each scope that holds too many, those that expire first.
+WITH crowded AS (
+    SELECT scope, count(*) AS held
+    FROM completion_vectors
+    GROUP BY scope
+    HAVING count(*) > :most_per_scope::bigint
+), excess AS (
+    SELECT first_to_go.req_id
+    FROM crowded
+    CROSS JOIN LATERAL (
+        SELECT req_id
+        FROM completion_vectors
+        WHERE scope = crowded.scope
+        ORDER BY expires_at
+        LIMIT crowded.held - :most_per_scope::bigint
+    ) AS first_to_go
+    LIMIT :most
+)
+DELETE FROM completion_vectors
+WHERE req_id IN (SELECT req_id FROM excess)
+RETURNING req_id;
+
+-- name: drop_excess_answers(most_held, most)
+-- Those that expire first. Their vectors go with them.
+DELETE FROM completions_cache
+WHERE req_id IN (
+    SELECT req_id
+    FROM completions_cache
+    ORDER BY expires_at
+    LIMIT least(:most::bigint, greatest(0, (SELECT count(*) FROM completions_cache) - :most_held::bigint))
+)
+RETURNING req_id;
