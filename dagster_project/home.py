@@ -14,6 +14,9 @@ from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 DATABASE = "dagster"
 SETTINGS_FILE = "settings.json"
 DEBATE_JOB = "debate"
+# The tag of a Dagster run that is a Ray job.
+LAUNCHED_BY = "launched_by"
+RAY = "ray"
 DEFINITIONS_MODULE = "dagster_project.definitions"
 # The webserver's workspace must call the code location by this name, or a run has no job page in the UI.
 LOCATION = "aifactory"

@@ -24,25 +24,36 @@ from dagster import (
 from dagster_project.home import DEBATE_JOB, stored_settings
 from serve_app.lifecycle.sweep import Sweeper
 from serve_app.ports import RunRecord, RunStore
+from serve_app.runs import RunStatus
 from serve_app.settings import Settings
 from serve_app.telemetry import logger
 
 _MOST_WATCHES: Final = 3
 _ORPHANS: Final = 200  # runs looked at in one go
-_OPEN: Final = (DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+_OPEN: Final = (
+    DagsterRunStatus.QUEUED,  # launched in the UI
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+)
 
 
 async def end_dagster_run(instance: DagsterInstance, record: RunRecord) -> None:
     """Let Dagster know that an abandoned run has ended: its own process cannot say so any more. Does not raise."""
     try:
-        await asyncio.to_thread(_report_failed, instance, record)
+        await asyncio.to_thread(_report_end, instance, record)
     except Exception as error:  # noqa: BLE001 - Dagster's record is only a view of the run; the sweep goes on
         logger.opt(exception=error).warning("Dagster was not told of an abandoned run", trace_id=record.trace_id)
 
 
-def _report_failed(instance: DagsterInstance, record: RunRecord) -> None:
+def _report_end(instance: DagsterInstance, record: RunRecord) -> None:
     run = instance.get_run_by_id(record.dagster_run_id) if record.dagster_run_id else None
-    if run is not None and not run.is_finished:
+    if run is None or run.is_finished:
+        return
+    if record.status is RunStatus.CANCELLED:
+        instance.report_run_canceled(run, "it was cancelled, and its worker fell silent before it could stop it")
+    else:
         instance.report_run_failed(run, "its worker fell silent; the run was ended as failed")
 
 
@@ -82,7 +93,8 @@ async def watch_and_sweep(settings: Settings, instance: DagsterInstance) -> int:
 
     parts = await open_parts(settings, name="sweep", with_embedder=False)
     try:
-        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, on_ended=partial(end_dagster_run, instance))
+        on_ended = partial(end_dagster_run, instance)
+        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, queue=parts.queue, on_ended=on_ended)
         ended = 0
         async with asyncio.timeout(_MOST_WATCHES * (settings.lease_s + settings.queue_ack_wait_s)):
             while True:

@@ -133,6 +133,7 @@ class Run:
     attempt: int = 1
     started: float = field(default_factory=time.time)  # Unix seconds
     embedding: list[float] | None = None  # of the last user text, when the question may be answered by meaning
+    dagster_run_id: str | None = None  # the record that Dagster's UI made of it: executed instead of a new one
 
     @property
     def project(self) -> str:

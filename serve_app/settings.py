@@ -96,12 +96,36 @@ class Settings(BaseSettings):
     )
     embedding_workers: int = Field(2, ge=1, description="threads that embed; each runs one text at a time")
     embedding_cache_size: int = Field(4096, ge=0, description="texts whose embedding is kept in memory")
+    cache_entries: int = Field(1_000_000, ge=1, description="stored answers that cache_maintenance leaves in all")
+    cache_entries_per_scope: int = Field(5000, ge=1, description="answers of one scope that stay findable by meaning")
+
+    # Documents
+    document_max_bytes: int = Field(2 * 2**20, ge=1, description="largest file that is ingested")
+    documents_per_folder: int = Field(10_000, ge=1, description="files that one ingested folder may have")
+    chunk_tokens: int = Field(200, ge=8, description="longest chunk of a document; the embedding model may read less")
+    chunk_overlap_tokens: int = Field(40, ge=0, description="tokens that a chunk may share with the one before it")
 
     # Dagster worker
-    workers: int = Field(1, ge=1, description="warm worker replicas")
+    workers: int | None = Field(None, ge=1, description="fixed number of warm workers; empty: what the queue needs, in bounds")
+    workers_min: int = Field(1, ge=1, description="warm workers that always run")
+    workers_max: int = Field(4, ge=1, description="warm workers at most (jetstream; with bus=core there are always workers_min)")
+    worker_idle_s: float = Field(60, gt=0, description="how long fewer workers must have sufficed before some go")
+    worker_grace_s: float = Field(20, ge=0, description="time for running debates when their worker goes; another takes the rest")
     runs_per_worker: int = Field(4, ge=1, description="runs that one warm worker executes at once")
     tasks_per_run: int = Field(8, ge=1, description="mapped ops of one run that execute at once")
     task_retries: int = Field(2, ge=0, description="retries of a task after a replica fault, before its first token")
+    debate_launch: Literal["warm", "ray", "systemd"] = Field(
+        "warm", description="where a debate executes: in the warm worker, or in a process of its own (a Ray job, a systemd unit)"
+    )
+    debate_command: list[str] = Field(
+        ["systemctl", "--user", "start", "--no-block", "dagster-debate@{trace_id}.service"],
+        min_length=1,
+        description="starts a debate's unit (debate_launch: systemd) and returns; {trace_id} and {state_dir} are replaced",
+    )
+    launch_timeout_s: float = Field(120, gt=0, description="how long a process of its own may take until it holds its debate")
+    heavy_jobs: Literal["process", "ray"] = Field(
+        "process", description="where a job launched in the Dagster UI executes: beside the web page, or as a Ray job"
+    )
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log lines that are written")
@@ -130,6 +154,12 @@ class Settings(BaseSettings):
     def _has_models(self) -> Self:
         if not self.models:
             raise ValueError(f"configuration {self.config!r} lists no models")
+        return self
+
+    @model_validator(mode="after")
+    def _worker_bounds(self) -> Self:
+        if self.workers_max < self.workers_min:
+            raise ValueError(f"workers_max ({self.workers_max}) is below workers_min ({self.workers_min})")
         return self
 
     def live(self) -> dict[str, Any]:

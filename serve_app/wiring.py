@@ -15,6 +15,7 @@ from serve_app.replicas.client import ServeReplicas
 from serve_app.settings import Settings
 from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.api_keys import ApiKeys
+from serve_app.store.launches import PostgresLaunches
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
 
@@ -27,6 +28,7 @@ class Parts:
 
     pool: PostgresPool
     store: PostgresRunStore
+    launches: PostgresLaunches
     cache: PostgresAnswerCache
     keys: ApiKeys
     nats: NatsConnection
@@ -74,6 +76,7 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
     return Parts(
         pool=pool,
         store=PostgresRunStore(pool),
+        launches=PostgresLaunches(pool),
         cache=PostgresAnswerCache(pool),
         keys=ApiKeys(pool),
         nats=connection,

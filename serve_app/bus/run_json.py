@@ -15,6 +15,8 @@ VERSION: Final = 1
 def encode_run(run: Run) -> bytes:
     """The JSON form: every field of the run, the embedding as base64 of little-endian float32."""
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    if run.dagster_run_id is None:
+        del fields["dagster_run_id"]  # most runs have none, and a worker of the version before knows no such field
     fields["question"] = dataclasses.asdict(run.question)
     fields["cache"] = dataclasses.asdict(run.cache)
     if run.embedding is not None:

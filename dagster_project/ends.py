@@ -1,0 +1,43 @@
+"""What is said of a run that nobody executes to its end right now: it waits, it is given up, its end is told late."""
+
+import time
+
+from dagster_project.resources import failed
+from serve_app.errors import AifactoryError, Unavailable
+from serve_app.events import Usage
+from serve_app.lifecycle.settle import settle
+from serve_app.lifecycle.sweep import tell_end, waiting_lease_s
+from serve_app.ports import EventBus, RunRecord, RunStore
+from serve_app.runs import Run
+from serve_app.telemetry import logger
+
+
+async def let_wait(store: RunStore, run: Run, *, lease_s: float) -> None:
+    """The run has no owner until somebody takes it up again, and is not abandoned."""
+    try:
+        await store.extend_leases([run.trace_id], lease_s=waiting_lease_s(run, lease_s))
+    except Unavailable as error:
+        logger.warning("lease of a waiting run not extended", error=error.message)
+
+
+async def give_up(store: RunStore, bus: EventBus, run: Run, tries: int) -> None:
+    """The last of so many tries came to nothing: tell whoever waits."""
+    logger.error("run given up: it was delivered for the last time", delivery=tries)
+    why = Unavailable(f"the debate could not be finished in {tries} tries; retry")
+    try:
+        publisher = await bus.open_run(run.trace_id, resume=True)
+        await settle(store, publisher, run, failed(why, Usage()))
+    except AifactoryError as error:
+        logger.error("and that could not be recorded", error=error.message)
+
+
+async def tell_later(store: RunStore, bus: EventBus, record: RunRecord, *, patience_s: float) -> float | None:
+    """A process may have died between the record of a run's end and its `finished`: then readers still wait.
+
+    Unless it lives and is just about to say so: then after how many seconds to look again. Raises errors.Unavailable.
+    """
+    fresh_s = record.updated_at + patience_s - time.time()
+    if fresh_s > 0 and patience_s > 0:
+        return fresh_s
+    await tell_end(store, bus, record)
+    return None
