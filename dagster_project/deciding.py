@@ -1,6 +1,8 @@
 """The step `decide`: who wins, by the strategy of the debate; or nobody, and why."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn
 
 from dagster import Failure, OpExecutionContext, Out, op
@@ -75,6 +77,19 @@ async def _verdict(context: OpExecutionContext, debate: DebateRun, standing: lis
             return protocol.unwritten_verdict(standing) if foregone else await _write(context, debate, standing, spent)
 
 
+@asynccontextmanager
+async def _in_time(debate: DebateRun) -> AsyncIterator[asyncio.Timeout]:
+    """Raises DeadlineExceeded while there is still time to give one of the answers that are there."""
+    limit = asyncio.timeout(debate.closing_s)
+    try:
+        async with limit:
+            yield limit
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("no reply in time; what is left of the run's time is for recording the answer") from None
+
+
 async def _ballots(context: OpExecutionContext, debate: DebateRun, standing: list[Draft]) -> list[Ballot]:
     """What the judge says when it reads the answers forwards and backwards."""
     orders = {"judge-1": standing, "judge-2": standing[::-1]}
@@ -100,7 +115,8 @@ async def _vote(
     call = Call(debate, name, spec.judge_model, spec.judge_adapter, retry=context.retry_number)
     labels = tuple(d.task for d in order)
     try:
-        reply = await call.ask(protocol.judge_body(protocol.question_text(debate.run.question.messages), order))
+        async with _in_time(debate):
+            reply = await call.ask(protocol.judge_body(protocol.question_text(debate.run.question.messages), order))
     except AifactoryError as error:
         return error, call
     debate.ballots[name] = Ballot(voter=spec.judge_id, order=labels, choice=protocol.read_vote(reply.text, labels))
@@ -113,7 +129,8 @@ async def _vectors(debate: DebateRun, standing: list[Draft]) -> list[list[float]
         logger.error("this worker has no embedder: open its parts with one (open_parts(…, with_embedder=True))")
         return []
     try:
-        return await debate.embed([d.text for d in standing])
+        async with _in_time(debate):
+            return await debate.embed([d.text for d in standing])
     except AifactoryError as error:
         logger.warning("answers could not be embedded", error_code=error.code, error=error.message)
         return []
@@ -133,13 +150,17 @@ async def _write(context: OpExecutionContext, debate: DebateRun, standing: list[
         instructions=protocol.instructions_text(question.messages),
     )
 
-    async def show(token: TokenEvent) -> None:
-        if debate.kept.find(_SPEAKING) is None:
-            await debate.keep(_SPEAKING, Speaking(take=debate.take))
-        await debate.emit(TokenEvent(text=token.text, reasoning=token.reasoning))
-
     try:
-        answer = await call.ask(body, show=show)
+        async with _in_time(debate) as limit:
+
+            async def show(token: TokenEvent) -> None:
+                if not limit.expired():
+                    limit.reschedule(None)  # what was said cannot be taken back: it goes on until the run's own end
+                if debate.kept.find(_SPEAKING) is None:
+                    await debate.keep(_SPEAKING, Speaking(take=debate.take))
+                await debate.emit(TokenEvent(text=token.text, reasoning=token.reasoning))
+
+            answer = await call.ask(body, show=show)
     except AifactoryError as error:
         if not call.silent:
             fail(debate, error)

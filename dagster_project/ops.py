@@ -129,7 +129,7 @@ async def _speak(context: OpExecutionContext, debate: DebateRun, held: Round, la
     except AifactoryError as fault:
         ask_again(context, debate, fault, call, seconds_left=held.seconds_left)
         logger.warning("debater failed", model=task.model_id, error_code=fault.code, error=fault.message)
-        answer, end, error = call.said, "error", fault.body()
+        answer, end, error = call.said, "error", fault.record()
     reasoning = str(answer.messages[0].get("reasoning_content") or "")
     said = {"text": answer.text, "reasoning": reasoning, "finish_reason": end, "usage": call.usage, "error": error}
     return Draft.model_validate({"task": label, "model": task.model_id, "round": held.number, **said})

@@ -27,6 +27,7 @@ Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]  # texts to unit
 _FIRST_PAUSE_S: Final = 0.2
 _MOST_PAUSE_S: Final = 2.0
 _KEEP_TRIES: Final = 4
+_COMMIT_S: Final = 5.0  # kept for recording the answer, but no more than a quarter of what is left
 # What the steps of a debate give: kept until the run has ended.
 OUTPUTS: Final = (Draft, Held, Decision, Speaking)
 
@@ -121,6 +122,12 @@ class DebateRun:
     def rounds_are_over(self) -> bool:
         """Whether what is left of the run's time is for judge and commit."""
         return time.time() >= self._rounds_end
+
+    @property
+    def closing_s(self) -> float:
+        """Seconds that a judge or a writer may keep the answers waiting: after that one of them is given without it."""
+        left = max(0.0, self.run.seconds_left)
+        return left - min(_COMMIT_S, left / 4)
 
     def spent(self, call: str, usage: Usage) -> None:
         """Note what one call to a replica has used so far."""

@@ -74,7 +74,8 @@ class Round:
         if self._answers == self._spec.enough and self._over < len(self._spec.tasks):
             self._ends_at = min(self._ends_at, time.time() + self._spec.straggler_s)
             for timeout in self._speaking:
-                timeout.reschedule(self._loop_end())
+                if not timeout.expired():  # who is being cut just now cannot be given another end
+                    timeout.reschedule(self._loop_end())
         return self._over
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ _CONCLUSION: Final = re.compile(
     re.IGNORECASE,
 )
 _BOXED: Final = re.compile(r"\\boxed\{([^{}]*)\}")
+_FACTORIAL: Final = re.compile(r"(?:[0-9)\]]|\b[^\W\d_])!+$")
 _IN_DOLLARS: Final = re.compile(r"\$([^$\s](?:[^$]*[^$\s])?)\$")
 _IT_IS: Final = re.compile(r"(?:it|this|that)(?:\s+is|['\u2019]s)\s+", re.IGNORECASE)
 _GROUPED: Final = re.compile(r"(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}\b)")
@@ -34,6 +35,8 @@ def short_answer(text: str) -> str | None:
     if text[:1] in ("{", "["):
         return _json(text)
     boxed = _BOXED.findall(text)
+    if boxed and len(boxed) != text.count(r"\boxed"):
+        return None  # one of them holds braces of its own: it may be the last
     tail: str = boxed[-1] if boxed else _CONCLUSION.split(text)[-1]
     tail = _GROUPED.sub("", _IN_DOLLARS.sub(r"\1", tail).strip(" :\n\t" + _EDGES))
     tail = _IT_IS.sub("", tail, count=1) if _IT_IS.match(tail) else tail
@@ -54,7 +57,7 @@ def _without_article(words: list[str]) -> list[str]:
 
 def _word(word: str) -> str:
     bare = word.strip(_EDGES)
-    if re.search(r"[0-9]!+$", bare) is None:  # 5! is not 5
+    if _FACTORIAL.search(bare) is None:  # 5! is not 5, nor n! n
         bare = bare.rstrip(_STOPS).rstrip(_EDGES).rstrip(_STOPS)
     if re.fullmatch(r"\(\w+\)", bare):
         bare = bare[1:-1]

@@ -68,6 +68,8 @@ def read(source: Source, path: str, *, most_bytes: int) -> str:
             raise SourceError("not a regular file")
         with file.open("rb") as opened:
             content = opened.read(most_bytes + 1)
+    except RuntimeError as error:  # so pathlib tells of it before Python 3.13
+        raise SourceError("a link that leads to itself: remove it") from error
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror or error}") from error
     if len(content) > most_bytes:

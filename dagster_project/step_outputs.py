@@ -103,7 +103,9 @@ class RunOutputs:
                 told = orjson.loads(raw)
                 self._put(key, self._kinds[told["kind"]].model_validate(told["value"]))
             except (KeyError, TypeError, ValidationError, orjson.JSONDecodeError) as error:
-                logger.warning("a kept step output cannot be read", step=key.step, dagster_run_id=self._root, error=str(error))
+                # The error itself may quote what a debater wrote.
+                told_of = {"step": key.step, "dagster_run_id": self._root, "error": type(error).__name__}
+                logger.warning("a kept step output cannot be read", **told_of)
 
     def keep(self, key: OutputKey, value: BaseModel) -> None:
         """Keep an output durably; the same one again costs nothing. Raises TypeError for a type that is not of the run."""

@@ -140,6 +140,14 @@ class GroupCommitEventLog(PostgresEventLogStorage):
             self._pools = (time.monotonic(), limits)
         return limits
 
+    def set_concurrency_slots(self, concurrency_key: str, num: int) -> None:
+        super().set_concurrency_slots(concurrency_key, num)
+        self._pools = (-math.inf, ())
+
+    def delete_concurrency_limit(self, concurrency_key: str) -> None:
+        super().delete_concurrency_limit(concurrency_key)
+        self._pools = (-math.inf, ())
+
     def dispose(self) -> None:
         """Write what is left and end the writer."""
         try:

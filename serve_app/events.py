@@ -194,5 +194,8 @@ def decode(raw: bytes) -> RunEvent:
         if version != SCHEMA_VERSION:
             raise ValueError(f"event has schema version {version}, this reader knows {SCHEMA_VERSION}")
         return RunEvent(trace_id=str(trace_id), seq=int(seq), body=_BODY.validate_python(fields))
-    except (orjson.JSONDecodeError, KeyError, AttributeError, TypeError, ValidationError) as error:
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_input=False))
+        raise ValueError(f"not a run event: {wrong}") from None  # pydantic would quote the text, and this goes to logs
+    except (orjson.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"not a run event: {error}") from error

@@ -105,4 +105,4 @@ def _whole_lines(path: Path) -> list[str]:
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         path.write_bytes(whole)
-    return whole.decode().splitlines()
+    return whole.decode().split("\n")[:-1]  # a reply may hold U+2028, at which splitlines would cut

@@ -36,8 +36,8 @@ def foregone(standing: Sequence[Draft]) -> Verdict | None:
 
 
 def agree(standing: Sequence[Draft]) -> bool:
-    """Whether two or more candidates all gave the same short answer. Long answers never agree."""
-    answers = {short_answer(d.text) for d in standing}
+    """Whether two or more candidates all gave the same short answer. Long answers and cut ones never agree."""
+    answers = {_short_answer(d) for d in standing}
     return len(standing) > 1 and len(answers) == 1 and None not in answers
 
 
@@ -58,10 +58,15 @@ def majority(standing: Sequence[Draft]) -> str | None:
 
 
 def by_answer(standing: Sequence[Draft]) -> dict[str, list[str]]:
-    """Short answer → the tasks that gave it, both in the order of the candidates. Long answers are left out."""
+    """Short answer → the tasks that gave it, both in the order of the candidates. Long and cut answers are left out."""
     groups: dict[str, list[str]] = {}
     for draft in standing:
-        answer = short_answer(draft.text)
+        answer = _short_answer(draft)
         if answer is not None:
             groups.setdefault(answer, []).append(draft.task)
     return groups
+
+
+def _short_answer(draft: Draft) -> str | None:
+    # Of "The answer is 125." the limit of tokens may have left "The answer is 12".
+    return None if draft.finish_reason == "length" else short_answer(draft.text)

@@ -207,7 +207,7 @@ class Lifecycle:
         stack = AsyncExitStack()
         events = await stack.enter_async_context(self.bus.subscribe(row.trace_id, after=after))
         reading = await stack.enter_async_context(self.readers.reading(row.trace_id, keyed=row.keyed))
-        # A debate answers only once it has ended.
+        # A debate answers only once it has ended; of one that a writer merged, Watch knows.
         watch = self._watch(row.trace_id, deadline, after=after, seen=after >= 0 and row.route != "workflow")
         stack.push_async_callback(watch.close)
         held = held_or_recorded(events, row, after)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 from serve_app.answers import replay
-from serve_app.events import EventBody, FinishedEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
+from serve_app.events import EventBody, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.ports import RunRecord
 from serve_app.runs import RunStatus
 
@@ -27,7 +27,7 @@ async def untold_end(row: RunRecord, last: RunEvent) -> list[RunEvent]:
     """What the log has of an ended run whose stream stopped at `last`, before its answer: with the numbers that
     whoever tells it will give. Empty when the stream has a part of the answer, or its end.
     """
-    if isinstance(last.body, FinishedEvent | UsageEvent) or is_answer(last.body):
+    if isinstance(last.body, FinishedEvent) or answer_is_out(row, last.body):
         return []
     return [event async for event in recorded_events(row, first=last.seq + 1)]
 
@@ -44,6 +44,18 @@ async def ended_with(events: AsyncIterator[RunEvent], end: list[RunEvent], after
     for event in end:
         if event.seq > after:
             yield event
+
+
+def answer_is_out(row: RunRecord, last: EventBody) -> bool:
+    """Whether a stream that stops at `last` has a part of the ended run's answer."""
+    if isinstance(last, ProgressEvent):
+        return was_merged(row) and last.step == "synthesize" and last.done == last.of  # told behind the last token
+    return isinstance(last, UsageEvent) or is_answer(last)
+
+
+def was_merged(row: RunRecord) -> bool:
+    """Whether a writer merged the answer: it streamed while it was written, any other does once it is recorded."""
+    return row.answer is not None and row.answer.debate is not None and row.answer.debate.stop_reason == "synthesized"
 
 
 def is_answer(body: EventBody) -> bool:

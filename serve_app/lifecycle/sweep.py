@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from serve_app.errors import AifactoryError, Unavailable
-from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
-from serve_app.lifecycle.replays import is_answer, recorded_bodies
+from serve_app.events import FinishedEvent, RoleEvent
+from serve_app.lifecycle.replays import answer_is_out, recorded_bodies
 from serve_app.lifecycle.settle import note_told
 from serve_app.ports import EventBus, RunQueue, RunRecord, RunStore
 from serve_app.runs import Run
@@ -47,10 +47,10 @@ async def tell_end(store: RunStore, bus: EventBus, record: RunRecord) -> None:
     publisher = await bus.open_run(record.trace_id, resume=True)
     if publisher.finished:
         return
-    answer_is_out = last is not None and (isinstance(last.body, UsageEvent) or is_answer(last.body))
+    is_out = last is not None and answer_is_out(record, last.body)
     for body in recorded_bodies(record):
         # The role was said when the run began, and what was heard already is not said twice.
-        if isinstance(body, FinishedEvent) or not (answer_is_out or isinstance(body, RoleEvent)):
+        if isinstance(body, FinishedEvent) or not (is_out or isinstance(body, RoleEvent)):
             await publisher.emit(body)
     await note_told(store, publisher)
 

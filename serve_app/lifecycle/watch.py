@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from serve_app.errors import DeadlineExceeded, Unavailable
 from serve_app.events import FinishedEvent, RunEvent
-from serve_app.lifecycle.replays import is_answer, recorded_events
+from serve_app.lifecycle.replays import is_answer, recorded_events, was_merged
 from serve_app.ports import RunRecord, RunStore
 from serve_app.telemetry import logger
 
@@ -33,6 +33,7 @@ class Watch:
         self._check_s = check_s
         self._recorded = recorded
         self._seen = seen
+        self._resumed = after >= 0
         self._lost = False
         self._last_seq = after
         self._pending: asyncio.Task[RunEvent] | None = None
@@ -79,11 +80,11 @@ class Watch:
         """The result, once the log has it. Raises DeadlineExceeded or Unavailable."""
         while time.time() < self._deadline:
             row = await self._store.find(self._trace_id)
-            if row is not None and row.status.terminal:
+            if row is not None and row.status.terminal and not self._may_have_part_of(row):
                 async for event in recorded_events(row, first=self._last_seq + 1):
                     yield event
                 return
-            if row is None or row.lease_until < time.time():
+            if row is None or row.status.terminal or row.lease_until < time.time():
                 raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
             await asyncio.sleep(min(_POLL_S, self._check_s))
         raise DeadlineExceeded("the run did not finish within the time that this request gave it (x_timeout_s)")
@@ -104,10 +105,14 @@ class Watch:
         if not self._lost:
             self._lost = True  # its last events may be on their way: look once more
             return None
-        if row is not None and row.status.terminal and (row.answer is None or not self._seen):
+        if row is not None and row.status.terminal and (row.answer is None or not self._may_have_part_of(row)):
             return row
         # Part of the answer was read, and what came after it is lost: an end here would make it look whole.
         raise Unavailable("the run was lost before its end reached us; send the request again", retry_after_s=1)
+
+    def _may_have_part_of(self, row: RunRecord) -> bool:
+        # A debate answers once it has ended, unless a writer merged the answer: who resumes may have read that.
+        return self._seen or (self._resumed and was_merged(row))
 
 
 async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:

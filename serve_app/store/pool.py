@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -71,7 +71,10 @@ class PostgresPool:
             with away_is_unavailable(self._where):
                 yield borrowed
         finally:
-            await pool.release(borrowed, timeout=self._timeout_s)
+            # asyncpg ends a connection that cannot be given back because Postgres froze. That must not take the place of
+            # what the block raised: TimeoutError here would pass every `except Unavailable`.
+            with suppress(OSError, asyncpg.PostgresConnectionError):
+                await pool.release(borrowed, timeout=self._timeout_s)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -106,6 +106,7 @@ class PostgresRunStore:
             await self._queries.delete_old_runs(connection, older_than_s=older_than_s, most=limit)
             await self._queries.delete_old_history(connection, older_than_s=older_than_s, most=limit)
             await self._queries.delete_expired_answers(connection, most=limit)
+            await self._queries.drop_ended_launches(connection)  # they hold prompts, and their worker may be gone for good
 
     async def _keep(self, connection: Connection, run: Run, answer: Answer) -> None:
         await self._queries.store_answer(

@@ -68,6 +68,13 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.has_asset_key_index_cols", ()),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.supports_global_concurrency_limits", None),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.get_pool_limits", ()),
+    (
+        STORAGE,
+        "dagster_postgres.event_log",
+        "PostgresEventLogStorage.set_concurrency_slots",
+        ("concurrency_key", "num"),
+    ),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.delete_concurrency_limit", ("concurrency_key",)),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.dispose", ()),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.__init__", ("postgres_url", "should_autocreate_tables")),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_run_stats_index_cols", ()),

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -142,6 +144,53 @@ async def test_a_slow_statement_is_ended(small_pool: PostgresPool) -> None:
         async with small_pool.connection() as connection:
             await connection.execute("SELECT pg_sleep(60)")
     await small_pool.ping()
+
+
+@asynccontextmanager
+async def relay(dsn: str, frozen: asyncio.Event) -> AsyncIterator[str]:
+    """The DSN of a way to the same database on which nothing passes any more once `frozen` is set, and nothing breaks."""
+    parts = urlsplit(dsn)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            if frozen.is_set():
+                await asyncio.Event().wait()
+            writer.write(data)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to, back = await asyncio.open_connection(parts.hostname, parts.port)
+        for work in (pass_on(reader, back), pass_on(to, writer)):
+            ways.append(asyncio.ensure_future(work))
+        ends.extend((writer, back))
+
+    ways: list[asyncio.Future[None]] = []
+    ends: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    login = parts.netloc.rpartition("@")[0]
+    try:
+        yield urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    finally:
+        server.close()
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        for end in ends:
+            end.close()
+
+
+async def test_a_frozen_server_is_unavailable_to_statements_under_way(postgres_dsn: str) -> None:
+    frozen = asyncio.Event()
+    async with relay(postgres_dsn, frozen) as dsn:
+        pool = PostgresPool(dsn, size=1, timeout_s=1)
+        try:
+            await pool.ping()
+            frozen.set()
+            for _ in range(2):  # the first over the connection that was there, the second over none
+                with pytest.raises(Unavailable):
+                    await pool.ping()
+        finally:
+            await pool.close()
 
 
 async def test_a_closed_pool_says_so(postgres_dsn: str) -> None:

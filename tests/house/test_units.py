@@ -183,6 +183,7 @@ def test_the_example_environment_has_known_settings() -> None:
     for name in names:
         if name.startswith("AIFACTORY_"):
             assert name.removeprefix("AIFACTORY_").lower() in Settings.model_fields, name
+    assert not [line for line in lines if line.partition("=")[2][:1] in {"'", '"'}], "podman takes quotes as part of the value"
     used = set(re.findall(r"\$([A-Z_]{4,})", "".join(path.read_text() for path in [*UNITS, SYSTEMD / "nats.conf"])))
     assert used - {"MAINPID", "NATS_STORE"} <= set(names)
 

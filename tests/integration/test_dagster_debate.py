@@ -4,9 +4,10 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
-from serve_app.errors import BadRequest, UpstreamFailed
+from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.events import FinishedEvent, ProgressEvent, RoleEvent, TokenEvent, Usage, UsageEvent
 from serve_app.runs import RunStatus
 from serve_app.settings import Settings
@@ -106,8 +107,13 @@ async def test_a_fault_before_the_first_token_is_tried_again_and_a_failed_debate
     assert sorted(replicas.calls) == ["A", "A-1", "B", "C"], "a refusal must not be repeated, and one candidate needs no judge"
 
 
-async def test_when_all_debaters_fail_the_run_fails_with_their_error(settings: Settings, instance: DagsterInstance) -> None:
-    broken = {label: Script(errors=[BadRequest("prompt too long", code="context_length_exceeded")]) for label in "AB"}
+@pytest.mark.parametrize(
+    "fault", [BadRequest("prompt too long", code="context_length_exceeded"), NotFound("no such model", code="model_not_found")]
+)
+async def test_when_all_debaters_fail_the_run_fails_with_their_error(
+    settings: Settings, instance: DagsterInstance, fault: AifactoryError
+) -> None:
+    broken = {label: Script(errors=[fault]) for label in "AB"}
     stand = Stand(settings, instance, ScriptedReplicas(**broken))
     async with stand.working() as pulls:
         run = await stand.submit(labels="AB")
@@ -116,7 +122,7 @@ async def test_when_all_debaters_fail_the_run_fails_with_their_error(settings: S
     assert isinstance(end, FinishedEvent)
     assert end.reason == "error"
     assert end.error is not None
-    assert end.error["code"] == "context_length_exceeded"
+    assert (end.error["code"], end.error["status"]) == (fault.code, fault.status)
     record = await stand.store.find(run.trace_id)
     assert record is not None
     assert record.status is RunStatus.FAILED

@@ -141,6 +141,14 @@ async def test_a_writer_that_fails_before_its_first_token_leaves_the_best_draft(
     assert (content(told), report_of(told).stop_reason) == (["Paris"], "writer_failed_majority")
 
 
+@pytest.mark.parametrize(("strategy", "who"), [("judge", "judge"), ("synthesize", "writer")])
+async def test_who_decides_and_says_nothing_does_not_waste_the_answers(place: Stand, strategy: str, who: str) -> None:
+    place.replicas.scripts = {"A": Script(("Lyon",)), who: Script((), hangs=True)}
+    told = await hold(place, strategy=strategy, timeout_s=8)
+    assert (content(told), report_of(told).stop_reason) == (["Paris"], f"{who}_failed_majority")
+    assert place.replicas.open == 0, "its replica still works for nobody"
+
+
 async def test_a_fault_is_retried_by_dagster_and_seen_in_its_ui(place: Stand) -> None:
     place.replicas.scripts = {
         "A": Script(("Lyon",), errors=[UpstreamFailed("replica died")]),
@@ -161,7 +169,9 @@ async def test_a_fault_is_retried_by_dagster_and_seen_in_its_ui(place: Stand) ->
 
 async def test_an_operators_pool_limit_bounds_the_debaters(place: Stand) -> None:
     pools = place.instance.event_log_storage
+    await asyncio.to_thread(pools.get_pool_limits)  # as the run of a moment ago did
     await asyncio.to_thread(pools.set_concurrency_slots, POOL, 1)
+    assert [limit.name for limit in await asyncio.to_thread(pools.get_pool_limits)] == [POOL]
     try:
         told = await hold(place, labels="AB", strategy="vote")
     finally:

@@ -12,6 +12,7 @@ from dagster_project.rounds import Held, Speaking
 from dagster_project.step_outputs import OutputKey, RunOutputs, StepOutputs
 from dagster_project.storage import PooledRunStorage
 from serve_app.events import Usage
+from serve_app.telemetry import logger
 
 A = OutputKey("argue[A]")
 DRAFT = Draft(task="A", model="small", text="Zürich", usage=Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3), round=2)
@@ -87,6 +88,19 @@ def test_what_cannot_be_read_is_left_out_and_its_step_runs_again(store: StepOutp
     other.recall()
     assert set(other.all()) == {HELD}
     store.discard(root)
+
+
+def test_what_cannot_be_read_is_not_told_to_the_log(store: StepOutputs) -> None:
+    root, lines = new_root(), list[str]()
+    store.save(root, A, b'{"kind": "Draft", "value": {"task": "A", "model": "m", "text": ["my secret"]}}')
+    sink = logger.add(lines.append, format="{message} {extra}")
+    try:
+        outputs(store, root).recall()
+    finally:
+        logger.remove(sink)
+        store.discard(root)
+    assert "argue[A]" in "".join(lines)
+    assert "secret" not in "".join(lines)
 
 
 def test_outputs_that_nobody_discards_go_with_age(store: StepOutputs, engine: sqlalchemy.Engine) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from serve_app.answers import succeeded
 from serve_app.bus.audience import NatsAudience
-from serve_app.events import ChoiceEnd, EventBody, ProgressEvent, RoleEvent, TokenEvent, Usage
+from serve_app.events import ChoiceEnd, DebateReport, EventBody, ProgressEvent, RoleEvent, RunEvent, TokenEvent, Usage
 from serve_app.lifecycle.sweep import tell_end
 from serve_app.ports import RunRecord
 from serve_app.runs import Answer, Run
@@ -53,11 +53,11 @@ class Place:
             await deliveries.aclose()
             return delivery.run
 
-    async def record(self, run: Run) -> RunRecord:
+    async def record(self, run: Run, debate: DebateReport | None = None) -> RunRecord:
         """The answer reaches the log; `finished` is not said."""
         message = {"role": "assistant", "content": TEXT}
         ends, usage = (ChoiceEnd(finish_reason="stop"),), Usage(prompt_tokens=2, completion_tokens=5, total_tokens=7)
-        answer = Answer(model="debate", messages=(message,), ends=ends, usage=usage, winner="m")
+        answer = Answer(model="debate", messages=(message,), ends=ends, usage=usage, winner="m", debate=debate)
         assert await self.worker.store.settle(run, succeeded(answer))
         row = await self.worker.store.find(run.trace_id)
         assert row is not None
@@ -156,6 +156,35 @@ async def test_a_reader_that_joins_after_the_record_reads_one_stream(place: Plac
     ids = check_whole(frames(reading.result().text))
     late = frames((await place.http.get(f"/v1/runs/{run.trace_id}/events")).text)
     assert check_whole(late) == ids
+
+
+async def test_an_answer_that_streamed_while_it_was_merged_is_not_told_again(place: Place) -> None:
+    """A progress is the last that its worker said before it died between the record and `finished`."""
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(place.http.post("/v1/chat/completions", json=ASK))
+        run = await place.taken()
+        await live_part(place, run)
+        publisher = await place.worker.bus.open_run(run.trace_id, resume=True)
+        await publisher.emit(ProgressEvent(step="synthesize", done=0, of=1))
+        spoken = [await publisher.emit(TokenEvent(text=word)) for word in re.findall(r"\S+\s*", TEXT)]
+        await publisher.emit(ProgressEvent(step="synthesize", done=1, of=1))
+        assert await publisher.delivered()
+        row = await place.record(run, DebateReport(strategy="synthesize", rounds=1, stop_reason="synthesized"))
+        cut = await place.resume(run.trace_id, spoken[0].seq)  # nobody has said the end yet
+        await tell_end(place.worker.store, place.worker.bus, row)
+    assert content(cut) in TEXT.removeprefix(spoken_text(spoken[:1]))
+    assert content(frames(reading.result().text)) == TEXT
+    check_whole(frames((await place.http.get(f"/v1/runs/{run.trace_id}/events")).text))
+
+
+def spoken_text(events: list[RunEvent]) -> str:
+    return "".join(event.body.text for event in events if isinstance(event.body, TokenEvent))
+
+
+def content(told: list[tuple[int | None, str]]) -> str:
+    """The answer in these frames."""
+    chunks = [json.loads(data) for _, data in told if data != "[DONE]"]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
 
 
 def after_id(told: list[tuple[int | None, str]], after: int) -> list[tuple[int | None, str]]:

@@ -174,7 +174,7 @@ def conditions() -> dict[str, object]:
 
 def test_an_interrupted_file_goes_on_and_a_cut_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "new" / "replies.jsonl"
-    good, failed = Reply(question="q", arm="single", text="42", tokens=3), Reply(question="q", arm="judge/1", error="gone")
+    good, failed = Reply(question="q", arm="single", text="4\u20282", tokens=3), Reply(question="q", arm="judge/1", error="gone")
     with Replies(path, conditions()) as replies:
         replies.add(good)
         replies.add(failed)

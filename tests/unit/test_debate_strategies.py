@@ -215,3 +215,12 @@ def test_a_writer_that_failed_leaves_the_answers_to_the_next_criterion() -> None
     assert unwritten_verdict(THREE).stop_reason == "writer_failed_first"
     verdict = unwritten_verdict(drafts("Lyon", "Paris", "paris"))
     assert (verdict.winner, verdict.stop_reason) == ("B", "writer_failed_majority")
+
+
+def test_what_was_cut_at_its_limit_agrees_with_nobody() -> None:
+    standing = drafts("The answer is 12.", "The answer is 12", "The answer is 7.")
+    standing[1] = standing[1].model_copy(update={"finish_reason": "length"})  # of 125, maybe
+    assert foregone(standing[:2]) is None
+    verdict = vote_verdict(standing)
+    assert (verdict.winner, verdict.stop_reason) == ("A", "tie_first")
+    assert [ballot.choice for ballot in verdict.ballots] == ["A", None, "C"]

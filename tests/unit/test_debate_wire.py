@@ -86,6 +86,13 @@ def test_events_of_a_debate_survive_the_bus(body: EventBody) -> None:
     assert decode(encode(event)) == event
 
 
+def test_what_is_no_event_is_refused_without_telling_what_it_said() -> None:
+    raw = b'{"v":1,"seq":1,"trace_id":"t","type":"token","text":["my secret"],"later":"my secret"}'
+    with pytest.raises(ValueError, match=r"token\.text: Input should be a valid string; token\.later: Extra") as caught:
+        decode(raw)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_first_round_and_attempt_go_without_saying() -> None:
     assert set(orjson.loads(encode(RunEvent(TRACE, 0, TokenEvent(text="x", task="A"))))) == {
         "v", "seq", "trace_id", "type", "text", "task",

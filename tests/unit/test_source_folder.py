@@ -36,6 +36,13 @@ def test_a_name_that_cannot_be_stored_is_a_fault(tmp_path: Path) -> None:
     assert list(source.faults) == ["'bad\\udcff.txt'", "'line\\n.txt'"]
 
 
+def test_a_link_to_itself_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    source = scan(tmp_path, most_files=10)
+    with pytest.raises(SourceError, match=r"link that leads to itself|symbolic links"):
+        read(source, "loop.txt", most_bytes=10)
+
+
 def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("x")
