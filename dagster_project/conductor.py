@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from dagster_project.debate import DebateSpec
-from dagster_project.ends import give_up, let_wait, tell_later
+from dagster_project.ends import give_up, let_wait, tell_later, wait_out
 from dagster_project.resources import DebateRun, failed
 from dagster_project.runner import DebateRunner, Execution, OwnedElsewhere
 from serve_app.errors import AifactoryError, BadRequest, Cancelled, DeadlineExceeded, Unavailable
@@ -30,7 +30,6 @@ from serve_app.telemetry import bound, logger, observe
 
 T = TypeVar("T")
 _STOP_S: Final = 30.0  # how long a stopped run may take to come to rest
-_RETRY_S: Final = 1.0  # pause while a part is away
 _EARLY_CANCELS: Final = 1024
 
 
@@ -72,18 +71,11 @@ class Conductor:
         A part that is away is waited out until the run's deadline: a run has only a few tries. Raises OwnedElsewhere,
         and errors.Unavailable.
         """
-        tries = 0
-        while True:
-            try:
-                return await self._work(run, resumed=resumed or tries > 0, last=last)
-            except Unavailable as error:
-                pause_s = min(_RETRY_S * 2**tries, self._settings.lease_s / 3)
-                if run.seconds_left < pause_s:
-                    raise
-                logger.warning("run waits: a part that it needs is away", error=error.message, tries=tries)
-                await self.let_wait(run)
-                await asyncio.sleep(pause_s)
-                tries += 1
+
+        async def attempt(again: bool) -> float | None:
+            return await self._work(run, resumed=resumed or again, last=last)
+
+        return await wait_out(attempt, self.let_wait, run, longest_s=self._settings.lease_s / 3)
 
     async def let_wait(self, run: Run) -> None:
         """The run goes back to the queue, or waits for a part that is away."""
@@ -95,7 +87,7 @@ class Conductor:
 
     async def _work(self, run: Run, *, resumed: bool, last: bool) -> float | None:
         if run.trace_id in self._active:
-            return self._settings.queue_ack_wait_s  # delivered again although we are at it: a late heartbeat
+            raise OwnedElsewhere("run is executed here already: it was delivered again for want of a heartbeat")
         self._active[run.trace_id] = None
         try:
             record = await self._store.find(run.trace_id)
@@ -216,7 +208,10 @@ class Conductor:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self._settings.lease_s / 3)
-            await self._extend([trace_id for trace_id, execution in self._active.items() if execution is not None])
+            try:
+                await self._extend([trace_id for trace_id, execution in self._active.items() if execution is not None])
+            except Exception as error:  # noqa: BLE001 - this loop keeps every run here alive; it must outlive any fault
+                logger.opt(exception=error).error("leases not extended")
 
     async def _extend(self, trace_ids: list[str]) -> None:
         owned_until = time.time() + self._settings.lease_s

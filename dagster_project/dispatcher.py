@@ -9,7 +9,7 @@ import asyncio
 import time
 from typing import Final
 
-from dagster_project.ends import give_up, let_wait, tell_later
+from dagster_project.ends import end_unstarted, give_up, let_wait, tell_later, wait_out
 from dagster_project.runner import DebateRunner, OwnedElsewhere
 from dagster_project.starters import CommandStarter, Starter
 from serve_app.bus.run_json import encode_run
@@ -57,18 +57,27 @@ class Dispatcher:
     async def work(self, run: Run, *, resumed: bool, last: bool) -> float | None:
         """Start the run's process unless it has one, and watch until the run has ended. See pull_loop.Hands."""
         if run.trace_id in self._watched:
-            return self._settings.queue_ack_wait_s  # delivered again although we are at it: a late heartbeat
+            raise OwnedElsewhere("run is watched here already: it was delivered again for want of a heartbeat")
         self._watched.add(run.trace_id)
+
+        async def attempt(again: bool) -> float | None:
+            return await self._work(run, resumed=resumed or again)
+
         try:
-            record = await self._store.find(run.trace_id)
-            if not _to_execute(record, run):
-                logger.info("run needs no work", status=record.status.value if record else "unknown")
-            elif not (resumed and self._alive(record) and await self._launches.has_process(run.trace_id)):
-                observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
-                await self._launch(run)
-            return await self._watch(run)
+            return await wait_out(attempt, self.let_wait, run, longest_s=self._settings.lease_s / 3)
         finally:
             self._watched.discard(run.trace_id)
+
+    async def _work(self, run: Run, *, resumed: bool) -> float | None:
+        record = await self._store.find(run.trace_id)
+        if record is None or not _to_execute(record, run):
+            logger.info("run needs no work", status=record.status.value if record else "unknown")
+        elif resumed and self._alive(record) and await self._launches.has_process(run.trace_id):
+            logger.info("run has a process already")
+        elif not await end_unstarted(self._store, self._bus, run, record):
+            observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
+            await self._launch(run)
+        return await self._watch(run)
 
     async def let_wait(self, run: Run) -> None:
         """The run will be delivered again; one whose process lives keeps its lease."""
@@ -91,7 +100,7 @@ class Dispatcher:
     async def _launch(self, run: Run) -> None:
         """Start the process. Raises errors.Unavailable when it cannot be started, OwnedElsewhere when there is one."""
         # The lease first: a row beside the long lease of a run that waits would pass for a process that lives.
-        until_dead_s = self._settings.launch_timeout_s + self._dead_below_s
+        until_dead_s = min(self._settings.launch_timeout_s, max(0.0, run.seconds_left)) + self._dead_below_s
         await self._store.extend_leases([run.trace_id], lease_s=until_dead_s)
         await self._launches.put(run.trace_id, encode_run(run))
         try:

@@ -1,15 +1,55 @@
 """What is said of a run that nobody executes to its end right now: it waits, it is given up, its end is told late."""
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from dagster_project.resources import failed
-from serve_app.errors import AifactoryError, Unavailable
+from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import Usage
 from serve_app.lifecycle.settle import settle
 from serve_app.lifecycle.sweep import tell_end, waiting_lease_s
 from serve_app.ports import EventBus, RunRecord, RunStore
-from serve_app.runs import Run
+from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.telemetry import logger
+
+_RETRY_S: Final = 1.0  # pause while a part is away
+
+
+async def wait_out(
+    work: Callable[[bool], Awaitable[float | None]], let_wait: Callable[[Run], Awaitable[None]], run: Run, *, longest_s: float
+) -> float | None:
+    """`work` again and again while a part is away, until the run's deadline: a run has only a few deliveries.
+
+    `work` gets whether it has been tried before. The pauses double up to `longest_s`. Raises errors.Unavailable.
+    """
+    tries = 0
+    while True:
+        try:
+            return await work(tries > 0)
+        except Unavailable as error:
+            pause_s = min(_RETRY_S * 2**tries, longest_s)
+            if run.seconds_left < pause_s:
+                raise
+            logger.warning("run waits: a part that it needs is away", error=error.message, tries=tries)
+            await let_wait(run)
+            await asyncio.sleep(pause_s)
+            tries += 1
+
+
+async def end_unstarted(store: RunStore, bus: EventBus, run: Run, record: RunRecord) -> bool:
+    """End a run that nobody executes if it was cancelled or its time is over. Raises errors.Unavailable."""
+    if record.cancel_reason is not None:
+        why = Cancelled(f"the run was cancelled: {record.cancel_reason}")
+        outcome = Outcome(RunStatus.CANCELLED, "cancelled", Usage(), error=why.record())
+    elif run.seconds_left <= 0:
+        allowed = f"{run.deadline - run.started:g} s"
+        outcome = failed(DeadlineExceeded(f"the debate did not finish within its {allowed}"), Usage())
+    else:
+        return False
+    await settle(store, await bus.open_run(run.trace_id, resume=True), run, outcome)
+    return True
 
 
 async def let_wait(store: RunStore, run: Run, *, lease_s: float) -> None:
@@ -39,5 +79,5 @@ async def tell_later(store: RunStore, bus: EventBus, record: RunRecord, *, patie
     fresh_s = record.updated_at + patience_s - time.time()
     if fresh_s > 0 and patience_s > 0:
         return fresh_s
-    await tell_end(store, bus, record)
+    await tell_end(store, bus, record, perhaps_said=True)
     return None

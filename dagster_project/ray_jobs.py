@@ -1,6 +1,7 @@
 """Dagster runs as Ray jobs, through dagster_ray's RayRunLauncher: any job of the UI, and debates with debate_launch: ray."""
 
 import asyncio
+import shlex
 import sys
 import time
 from typing import Any, Final
@@ -15,8 +16,8 @@ from serve_app.runs import Run
 from serve_app.settings import Settings
 
 # A Ray job starts with the node's environment; what is named here is taken from ours. Without PATH, `dagster` is not found;
-# without the login, the job cannot join its own cluster.
-_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "AIFACTORY_CONFIG")
+# without the login, the job cannot join its own cluster. The token itself stays out: Ray logs and shows what is named here.
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "AIFACTORY_CONFIG")
 
 
 def ray_launcher(settings: Settings, **environment: str) -> RayRunLauncher:
@@ -44,7 +45,13 @@ class RayStarter:
 
     async def start(self, run: Run) -> None:
         """See Starter. Takes about a second."""
-        await asyncio.to_thread(self._start, run)
+        try:
+            # Ray's client of jobs has no bound of its own.
+            async with asyncio.timeout(self._settings.launch_timeout_s):
+                await asyncio.to_thread(self._start, run)
+        except TimeoutError as error:
+            told = f"the Ray cluster's dashboard took no job within {self._settings.launch_timeout_s:g} s"
+            raise Unavailable(told) from error
 
     def _start(self, run: Run) -> None:
         taken = self._runner.begin(run)
@@ -53,7 +60,7 @@ class RayStarter:
         launcher.register_instance(self._runner.instance)
         # A run may be launched twice, a job's name be used once.
         submission_id = f"debate-{run.trace_id}-{time.time_ns() // 1_000_000}"
-        entrypoint = f"{sys.executable} -m dagster_project.entrypoints.run_debate"
+        entrypoint = f"{shlex.quote(sys.executable)} -m dagster_project.entrypoints.run_debate"
         try:
             launcher._launch_ray_job(submission_id, entrypoint, taken)
         except (ConnectionError, RuntimeError) as error:

@@ -28,10 +28,12 @@ from serve_app.ports import RunQueue
 from serve_app.replicas.catalog import Catalog
 from serve_app.runs import CachePolicy, Question, Run, new_trace_id
 from serve_app.settings import Settings
+from serve_app.store.api_keys import check_project
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
 
 DEFAULT_PROJECT: Final = "default"
+_LONGEST_S: Final = 86_400.0  # as in the API
 _CLIENT: Final = "aifactory-dagster-ui"
 _NOT_OF_THE_FIELD: Final = ("question", "project", "timeout_s")
 
@@ -49,8 +51,13 @@ def asked_in(run: DagsterRun, settings: Settings) -> Run:
             param="question",
         )
     timeout_s = form.get("timeout_s", settings.request_timeout_s)
-    if timeout_s <= 0:
-        raise BadRequest("timeout_s must be above 0", param="timeout_s")
+    if not 0 < timeout_s <= _LONGEST_S:
+        raise BadRequest(f"timeout_s must be above 0 and at most {_LONGEST_S:g}", param="timeout_s")
+    project = form.get("project") or DEFAULT_PROJECT
+    try:
+        check_project(project)
+    except ValueError as error:
+        raise BadRequest(str(error), param="project") from error
     wanted = {name: value for name, value in form.items() if name not in _NOT_OF_THE_FIELD}
     try:
         field = DebateField.model_validate(wanted)
@@ -58,7 +65,7 @@ def asked_in(run: DagsterRun, settings: Settings) -> Run:
         told = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise BadRequest(f"ops.plan.config is not a debate: {told}") from error
     question = Question(
-        project=form.get("project") or DEFAULT_PROJECT,
+        project=project,
         route="workflow",
         model=DEBATE_MODEL_ID,
         adapter=None,

@@ -45,7 +45,7 @@ class OnnxEmbedder:
         self._unknown = self._tokenizer.token_to_id("[UNK]")
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._model_id = model_id
-        self._cache: OrderedDict[bytes, list[float]] = OrderedDict()
+        self._cache: OrderedDict[bytes, bytes] = OrderedDict()  # as float32: a list of floats takes eight times the room
         self._cache_size = cache_size
         self._pending = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="embed")
@@ -124,12 +124,12 @@ class OnnxEmbedder:
 
     def _recall(self, key: bytes) -> list[float]:
         self._cache.move_to_end(key)
-        return self._cache[key]
+        return list(np.frombuffer(self._cache[key], np.float32).tolist())
 
     def _remember(self, key: bytes, vector: list[float]) -> None:
         if self._cache_size == 0:
             return
-        self._cache[key] = vector
+        self._cache[key] = np.asarray(vector, np.float32).tobytes()
         self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)

@@ -143,8 +143,11 @@ def main(settings: Settings | None = None, replicas: Replicas | None = None) -> 
     try:
         trace_id = _Asked().trace_id
         settings = settings or stack_settings()
-    except (ValidationError, ValueError, OSError) as error:
-        sys.stderr.write(f"set TRACE_ID to the run's 32 hex digits, and AIFACTORY_STATE_DIR to its stack: {error}\n")
+    except (ValueError, OSError) as error:
+        # A validation error would quote what was given, passwords among it.
+        faults = error.errors() if isinstance(error, ValidationError) else ()
+        wrong = "; ".join(f"{fault['loc']}: {fault['msg']}" for fault in faults) or error
+        sys.stderr.write(f"set TRACE_ID to the run's 32 hex digits, and AIFACTORY_STATE_DIR to its stack: {wrong}\n")
         return ASKED_WRONGLY
     configure_logging(settings.log_level, component="debate")
     try:

@@ -35,17 +35,23 @@ def waiting_lease_s(run: Run, lease_s: float) -> float:
     return max(0.0, run.seconds_left) + lease_s
 
 
-async def tell_end(store: RunStore, bus: EventBus, record: RunRecord) -> None:
+async def tell_end(store: RunStore, bus: EventBus, record: RunRecord, *, perhaps_said: bool = False) -> None:
     """Publish the `finished` of a run that the log knows as ended, unless its stream has one.
 
     Raises errors.Unavailable when the stream cannot be asked. In bus=core nobody can be asked: there it is published
     in any case, and a reader that has seen its run's end is not listening any more.
+    `perhaps_said`: the run's own process recorded the end and may have said it. If NATS then holds nothing of the run,
+    it has been restarted since, and nobody can know. It is not said twice: readers find the end in the log.
     """
     if record.told:
         return
     last = await bus.last_event(record.trace_id)
     publisher = await bus.open_run(record.trace_id, resume=True)
     if publisher.finished:
+        return
+    if perhaps_said and last is None and bus.resumable:
+        logger.warning("NATS lost the run's events: its end is in the log only", trace_id=record.trace_id)
+        await store.mark_told(record.trace_id)
         return
     is_out = last is not None and answer_is_out(record, last.body)
     for body in recorded_bodies(record):

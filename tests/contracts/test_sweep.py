@@ -99,6 +99,39 @@ async def test_an_end_is_told_once(jetstream_stage: Stage) -> None:
     assert told == [RoleEvent, FinishedEvent]
 
 
+async def test_an_end_that_may_have_been_said_before_nats_lost_it_is_not_said_again(own_nats: NatsServer) -> None:
+    """Its worker and NATS died at about the same time: nobody knows whether `finished` was heard. The log has the end."""
+    store, run = InMemoryRunStore(), a_run()
+    connection = NatsConnection(own_nats.url, "worker", reconnect_wait_s=0.1)
+    connection.on_connect(ensure_event_stream(bus_settings()))
+    bus = NatsEventBus(connection, mode="jetstream", limits=FAST)
+    try:
+        await connection.wait_connected(WAIT_S)
+        await store.claim(run, lease_s=30)
+        await (await bus.open_run(run.trace_id)).emit(RoleEvent())
+        await store.settle(run, succeeded(an_answer()))
+        own_nats.kill()
+        await connection.close()
+        own_nats.start()
+        connection = NatsConnection(own_nats.url, "next worker", reconnect_wait_s=0.1)
+        connection.on_connect(ensure_event_stream(bus_settings()))
+        bus = NatsEventBus(connection, mode="jetstream", limits=FAST)
+        await connection.wait_connected(WAIT_S)
+        record = await store.find(run.trace_id)
+        assert record is not None
+        await tell_end(store, bus, record, perhaps_said=True)
+        assert await bus.last_event(run.trace_id) is None
+        noted = await store.find(run.trace_id)
+        assert noted is not None
+        assert noted.told, "nobody need look again"
+        await tell_end(store, bus, record)  # the sweeper's own end was never said
+        last = await bus.last_event(run.trace_id)
+        assert last is not None
+        assert isinstance(last.body, FinishedEvent)
+    finally:
+        await connection.close()
+
+
 async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_nats: NatsServer) -> None:
     store, run = InMemoryRunStore(), a_run()
     connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)

@@ -106,8 +106,8 @@ async def test_each_run_has_a_process_that_leaves_nothing_behind(field: Field, o
         record = await ended(field, run)
         assert record.status is RunStatus.SUCCEEDED
         assert record.dagster_run_id is not None
+        await one_shots.gone(run)  # Dagster's record ends after `finished`, and before the process
         assert (await field.dagster_run(run)).status is DagsterRunStatus.SUCCESS
-        await one_shots.gone(run)
     assert len({*one_shots.pids(first), *one_shots.pids(second), worker.pid}) == 3
     async with asyncio.timeout(WAIT_S):  # acknowledged
         while await field.queue.backlog():
@@ -161,6 +161,17 @@ async def test_a_command_that_fails_ends_the_run_honestly(field: Field, one_shot
     assert isinstance(end, FinishedEvent)
     assert end.reason == "error"
     assert (await ended(field, run)).status is RunStatus.FAILED
+
+
+async def test_a_cancelled_run_gets_no_process(field: Field, one_shots: OneShots) -> None:
+    run = await one_shots.submit()
+    await field.store.request_cancel(run.trace_id, "enough")
+    one_shots.worker()
+    end = (await one_shots.events(run))[-1].body
+    assert isinstance(end, FinishedEvent)
+    assert end.reason == "cancelled"
+    assert (await ended(field, run)).status is RunStatus.CANCELLED
+    assert one_shots.pids(run) == []
 
 
 def entrypoint(state_dir: Path, trace_id: str) -> subprocess.CompletedProcess[str]:
