@@ -27,7 +27,7 @@ class OnnxEmbedder:
     """A sentence-transformers model of the BERT family: mean pooling, L2 norm. Close it when done."""
 
     def __init__(
-        self, model_path: Path, tokenizer_path: Path, model_id: str, *, workers: int = 2, cache_size: int = 4096
+        self, model_path: Path, tokenizer_path: Path, model_id: str, *, workers: int = 2, cache_size: int = 2048
     ) -> None:
         import onnxruntime
 

