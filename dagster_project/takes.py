@@ -4,11 +4,12 @@ This stands on private API of dagster 1.13: tests/contracts/test_dagster_private
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dagster import DagsterError, DagsterInstance, DagsterRun, DagsterRunStatus, JobDefinition
+from dagster import DagsterError, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, JobDefinition
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.execution.api import create_execution_plan
@@ -27,6 +28,7 @@ from serve_app.telemetry import logger
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
 _NAMESPACE: Final = uuid.UUID("7f0a7c1e-5f0b-4c53-9a55-2d7b2c9f5a10")
 _MAX_TAKES: Final = 32
+_MAPPED: Final = {"plan": "argue", "review_1": "argue_2", "review_2": "argue_3"}  # which step opens which tasks
 _UNTOUCHED: Final = (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING)
 
 
@@ -117,8 +119,8 @@ class Takes:
         ended = self._instance.get_run_by_id(parent.run_id)
         try:
             steps, known = KnownExecutionState.build_resume_retry_reexecution(self._instance, ended or parent)
-            if not steps:
-                return None
+            if not steps or not self._whole(parent, steps, known):
+                return None  # what was kept of drafts and decision is used all the same
             return create_execution_plan(
                 self._job, parent.run_config, step_keys_to_execute=list(steps), known_state=known, tags=parent.tags
             )
@@ -126,6 +128,24 @@ class Takes:
             # The parent may stem from another version of the job. What it kept of the drafts is used all the same.
             logger.warning("the finished steps are not known", parent=parent.run_id, error=str(error))
             return None
+
+    def _whole(self, parent: DagsterRun, steps: Sequence[str], known: KnownExecutionState) -> bool:
+        """Whether every task is either done or among the steps to do.
+
+        A worker is killed between two events as well: of the tasks of a step, which start together, Dagster then knows
+        only those whose start was written, and would leave the others out for good.
+        """
+        done = self._instance.all_logs(parent.run_id, of_type=DagsterEventType.STEP_SUCCESS)
+        accounted = {*steps, *(log.step_key for log in done)}
+        chosen = parent.step_keys_to_execute  # what is not among them was done in an earlier take
+        for source, step in _MAPPED.items():
+            labels = (known.dynamic_mappings.get(source) or {}).get("tasks") or ()
+            if (source == "plan" and not labels) or (source in steps and labels):
+                return False
+            keys = {f"{step}[{label}]" for label in labels}
+            if any(key not in accounted and (chosen is None or key in chosen) for key in keys):
+                return False
+        return True
 
 
 def _tags(run: Run, number: int) -> dict[str, Any]:

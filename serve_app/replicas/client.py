@@ -220,7 +220,8 @@ class _ReplicaStream:
             raise
         except TimeoutError as error:
             raise UpstreamFailed(f"the replica of model {self._model_id} {waited}") from error
-        except (RayError, RayServeException) as error:
+        except Exception as error:
+            # Ray raises what the replica raised, as it is: an engine that died (EngineDeadError) among it.
             self._ended = True
             raise self._translate(error) from error
 

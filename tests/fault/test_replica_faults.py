@@ -74,10 +74,10 @@ async def whole(client: openai.AsyncOpenAI, model: str = "sim") -> tuple[str, st
     return answer.choices[0].message.content or "", answer.choices[0].finish_reason
 
 
-async def streamed(client: openai.AsyncOpenAI, seen: list[str], ends: list[str], model: str = "sim") -> None:
+async def streamed(client: openai.AsyncOpenAI, seen: list[str], ends: list[str], model: str = "sim", **asked: int) -> None:
     """Collects the pieces of a streamed answer, and the finish_reasons, as far as they come."""
     stream = await client.chat.completions.create(
-        model=model, messages=BODY["messages"], stream=True, extra_body={"x_cache": {"mode": "bypass"}}
+        model=model, messages=BODY["messages"], stream=True, extra_body={"x_cache": {"mode": "bypass"}, **asked}
     )
     async for chunk in stream:
         for choice in chunk.choices:
@@ -229,7 +229,7 @@ async def test_a_replica_that_dies_after_its_first_token_cuts_the_answer(client:
     seen: list[str] = []
     ends: list[str] = []
     async with asyncio.TaskGroup() as group:
-        asked = group.create_task(error_of(streamed(client, seen, ends, "pair")))
+        asked = group.create_task(error_of(streamed(client, seen, ends, "pair", max_tokens=1000)))  # 20 s: it is found in time
         async with asyncio.timeout(30):
             while not seen:
                 await asyncio.sleep(0.01)
