@@ -142,9 +142,10 @@ class Takes:
             labels = (known.dynamic_mappings.get(source) or {}).get("tasks") or ()
             if (source == "plan" and not labels) or (source in steps and labels):
                 return False
-            keys = {f"{step}[{label}]" for label in labels}
-            if any(key not in accounted and (chosen is None or key in chosen) for key in keys):
-                return False
+            for key in (f"{step}[{label}]" for label in labels):
+                # `argue[?]` stands for them all in a run that did not know its tasks yet.
+                if key not in accounted and (chosen is None or key in chosen or f"{step}[?]" in chosen):
+                    return False
         return True
 
 

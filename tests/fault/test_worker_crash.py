@@ -67,7 +67,7 @@ async def test_a_worker_is_killed_and_another_finishes_its_run(field: Field) -> 
     assert [event.seq for event in events] == list(range(len(events)))
     end = events[-1].body
     assert isinstance(end, FinishedEvent)
-    assert end.reason == "stop"
+    assert end.reason == "stop", end.error
     assert sum(isinstance(event.body, RoleEvent) for event in events) == 1
     await until_finished(told)
     assert sum(isinstance(event.body, FinishedEvent) for event in told) == 1
@@ -95,7 +95,7 @@ async def test_finished_tasks_are_not_asked_again(field: Field) -> None:
     assert sorted(drafts) == [("A", 1, "Paris"), ("B", 1, "Paris"), ("C", 1, "x"), ("C", 2, "Paris")]
     end = events[-1].body
     assert isinstance(end, FinishedEvent)
-    assert end.reason == "stop"
+    assert end.reason == "stop", end.error
     assert end.debate is not None
     assert sorted((t.task, t.usage.completion_tokens) for t in end.debate.tasks) == [("A", 1), ("B", 1), ("C", 1)]
     await until_finished(told)
