@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from dagster_project.debate import DebateSpec
-from dagster_project.ends import give_up, let_wait, tell_later, wait_out
-from dagster_project.resources import DebateRun, failed
+from dagster_project.ends import give_up, let_wait, overdue, tell_later, wait_out
+from dagster_project.resources import DebateRun
 from dagster_project.runner import DebateRunner, Execution, OwnedElsewhere
-from serve_app.errors import AifactoryError, BadRequest, Cancelled, DeadlineExceeded, Unavailable
+from serve_app.answers import failed
+from serve_app.errors import AifactoryError, BadRequest, Cancelled, Unavailable
 from serve_app.events import Usage, UsageEvent
 from serve_app.lifecycle.settle import settle
 from serve_app.ports import EventBus, Replicas, RunStore
@@ -134,7 +135,7 @@ class Conductor:
         execution = self._runner.prepare(debate, on_created=lambda dagster_id: self._note(run, dagster_id))
         self._active[run.trace_id] = execution
         if (early := self._early.pop(run.trace_id, cancel_reason)) is not None:
-            debate.stopped_by = Cancelled(f"the run was cancelled: {early}")
+            debate.stopped_by = Cancelled.because(early)
             execution.cancel()  # it has no record yet, so this does not block: the record will be made as CANCELED
         try:
             ended = await self._until_end(execution)
@@ -159,8 +160,7 @@ class Conductor:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            allowed = f"{run.deadline - run.started:g} s"
-            self._stop(execution, DeadlineExceeded(f"the debate did not finish within its {allowed}"))
+            self._stop(execution, overdue(run))
         except asyncio.CancelledError:
             execution.interrupt()
             await asyncio.wait([work], timeout=_STOP_S)
@@ -176,7 +176,7 @@ class Conductor:
     def _on_cancel(self, trace_id: str, reason: str) -> None:
         execution = self._active.get(trace_id)
         if execution is not None:
-            self._stop(execution, Cancelled(f"the run was cancelled: {reason}"))
+            self._stop(execution, Cancelled.because(reason))
             return
         self._early[trace_id] = reason
         while len(self._early) > _EARLY_CANCELS:

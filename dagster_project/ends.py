@@ -5,13 +5,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from dagster_project.resources import failed
+from serve_app.answers import cancelled, failed
 from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import Usage
 from serve_app.lifecycle.settle import settle
 from serve_app.lifecycle.sweep import tell_end, waiting_lease_s
 from serve_app.ports import EventBus, RunRecord, RunStore
-from serve_app.runs import Outcome, Run, RunStatus
+from serve_app.runs import Run
 from serve_app.telemetry import logger
 
 _RETRY_S: Final = 1.0  # pause while a part is away
@@ -38,14 +38,17 @@ async def wait_out(
             tries += 1
 
 
+def overdue(run: Run) -> DeadlineExceeded:
+    """The error of a debate whose time is over."""
+    return DeadlineExceeded(f"the debate did not finish within its {run.deadline - run.started:g} s")
+
+
 async def end_unstarted(store: RunStore, bus: EventBus, run: Run, record: RunRecord) -> bool:
     """End a run that nobody executes if it was cancelled or its time is over. Raises errors.Unavailable."""
     if record.cancel_reason is not None:
-        why = Cancelled(f"the run was cancelled: {record.cancel_reason}")
-        outcome = Outcome(RunStatus.CANCELLED, "cancelled", Usage(), error=why.record())
+        outcome = cancelled(Cancelled.because(record.cancel_reason), Usage())
     elif run.seconds_left <= 0:
-        allowed = f"{run.deadline - run.started:g} s"
-        outcome = failed(DeadlineExceeded(f"the debate did not finish within its {allowed}"), Usage())
+        outcome = failed(overdue(run), Usage())
     else:
         return False
     await settle(store, await bus.open_run(run.trace_id, resume=True), run, outcome)

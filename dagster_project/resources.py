@@ -15,12 +15,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from dagster_project.debate import Ballot, DebateSpec, Draft, total_usage
 from dagster_project.rounds import Decision, Held, Round, Speaking
 from dagster_project.step_outputs import OutputKey, RunOutputs
+from serve_app.answers import cancelled, failed
 from serve_app.errors import AifactoryError, Cancelled, Unavailable
 from serve_app.events import EventBody, RunEvent, TokenEvent, Usage
 from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
-from serve_app.runs import Outcome, Run, RunStatus
+from serve_app.runs import Outcome, Run
 from serve_app.telemetry import logger, observe
 
 Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]  # texts to unit vectors
@@ -157,7 +158,7 @@ class DebateRun:
         """The outcome that says why there is no answer."""
         why = self.stopped_by or self.error or AifactoryError("the debate failed; the log has the cause under this trace_id")
         if isinstance(why, Cancelled):
-            return Outcome(RunStatus.CANCELLED, "cancelled", self.usage, error=why.record())
+            return cancelled(why, self.usage)
         return failed(why, self.usage)
 
     def lose(self) -> None:
@@ -181,11 +182,6 @@ class DebateRun:
             await asyncio.to_thread(self.outputs.discard)
         except SQLAlchemyError as error:  # they go with age
             logger.warning("outputs of an ended run were not discarded", trace_id=self.run.trace_id, error=str(error))
-
-
-def failed(error: AifactoryError, usage: Usage) -> Outcome:
-    """The outcome of a run without an answer."""
-    return Outcome(RunStatus.FAILED, "error", usage, error=error.record())
 
 
 def _failed(task: "asyncio.Task[bool]") -> bool:

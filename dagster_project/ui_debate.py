@@ -12,7 +12,7 @@ from typing import Any, Final
 from dagster import DagsterRun
 from pydantic import ValidationError
 
-from dagster_project.resources import failed
+from serve_app.answers import failed
 from serve_app.bus.connection import NatsConnection
 from serve_app.bus.event_bus import NatsEventBus
 from serve_app.bus.run_queue import run_queue

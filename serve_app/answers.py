@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from serve_app.errors import AifactoryError, Cancelled
 from serve_app.events import (
     ChoiceEnd,
     EventBody,
@@ -105,6 +106,16 @@ def succeeded(answer: Answer) -> Outcome:
     """The outcome of a run that has its answer."""
     reason = answer.ends[0].finish_reason if answer.ends else "stop"
     return Outcome(RunStatus.SUCCEEDED, _reason(reason), answer.usage, answer=answer)
+
+
+def failed(error: AifactoryError, usage: Usage) -> Outcome:
+    """The outcome of a run that broke. `usage`: what it had used until then."""
+    return Outcome(RunStatus.FAILED, "error", usage, error=error.record())
+
+
+def cancelled(error: Cancelled, usage: Usage) -> Outcome:
+    """The outcome of a run that was stopped. `usage`: what it had used until then."""
+    return Outcome(RunStatus.CANCELLED, "cancelled", usage, error=error.record())
 
 
 def finished_event(outcome: Outcome) -> FinishedEvent:

@@ -14,7 +14,7 @@ AifactoryError
 └── UpstreamFailed        502   a replica failed or spoke nonsense
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class AifactoryError(Exception):
@@ -96,6 +96,11 @@ class Cancelled(AifactoryError):
     status = 499
     kind = "cancelled"
     default_code = "cancelled"
+
+    @classmethod
+    def because(cls, reason: str) -> Self:
+        """Somebody asked the run to stop, for this reason."""
+        return cls(f"the run was cancelled: {reason}")
 
 
 class Overloaded(AifactoryError):

@@ -3,9 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
-from serve_app.answers import AnswerBuilder, succeeded
+from serve_app.answers import AnswerBuilder, cancelled, failed, succeeded
 from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
 from serve_app.lifecycle.admit import Execute
@@ -79,18 +78,18 @@ class DirectRun:
             async with asyncio.timeout(self.run.seconds_left):
                 return await self._answer()
         except TimeoutError:
-            return failed(DeadlineExceeded(f"the run did not finish within its {_deadline_s(self.run):g} s"), self._builder)
+            return failed(DeadlineExceeded(f"the run did not finish within its {_deadline_s(self.run):g} s"), self._builder.usage)
         except asyncio.CancelledError:
             if self._task is not None:
                 self._task.uncancel()  # the end of the run is still ours to record
             if self._stop_reason is None:
-                return failed(Unavailable("the gateway is shutting down; retry"), self._builder)
-            return cancelled(self._stop_reason, self._builder)
+                return failed(Unavailable("the gateway is shutting down; retry"), self._builder.usage)
+            return cancelled(Cancelled.because(self._stop_reason), self._builder.usage)
         except AifactoryError as error:
-            return failed(error, self._builder)
+            return failed(error, self._builder.usage)
         except Exception as error:  # noqa: BLE001 - the caller must get an end, whatever broke; the log gets the cause
             logger.opt(exception=error).error("direct run broke")
-            return failed(AifactoryError("internal error; the log has the cause under this trace_id"), self._builder)
+            return failed(AifactoryError("internal error; the log has the cause under this trace_id"), self._builder.usage)
 
     async def _answer(self) -> Outcome:
         """Ask until a replica speaks, within the bounds of the backoff."""
@@ -151,25 +150,15 @@ async def record(store: RunStore, publisher: RunPublisher, run: Run, outcome: Ou
         except Exception as error:  # noqa: BLE001 - readers must get an end, whatever broke; the log gets the cause
             logger.opt(exception=error).error("the outcome could not be recorded")
             broken = AifactoryError("the answer could not be recorded; the log has the cause under this trace_id")
-            outcome = replace(failed(broken, AnswerBuilder(run.question.model_id)), usage=outcome.usage)
+            outcome = failed(broken, outcome.usage)
             break
         else:
             return True
     if run.keyed and outcome.status is RunStatus.SUCCEEDED:
         away = Unavailable("the answer could not be recorded under its Idempotency-Key: Postgres is away; retry")
-        outcome = replace(failed(away, AnswerBuilder(run.question.model_id)), usage=outcome.usage)
+        outcome = failed(away, outcome.usage)
     await finish_unrecorded(publisher, run, outcome)
     return False
-
-
-def failed(error: AifactoryError, builder: AnswerBuilder) -> Outcome:
-    """The outcome of a run that broke; what it had used until then is kept."""
-    return Outcome(RunStatus.FAILED, "error", builder.usage, error=error.record())
-
-
-def cancelled(reason: str, builder: AnswerBuilder) -> Outcome:
-    """The outcome of a run that was stopped."""
-    return Outcome(RunStatus.CANCELLED, "cancelled", builder.usage, error=Cancelled(f"the run was cancelled: {reason}").record())
 
 
 def _deadline_s(run: Run) -> float:

@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
-from serve_app.answers import AnswerBuilder, replay, succeeded
+from serve_app.answers import failed, replay, succeeded
 from serve_app.errors import AifactoryError, NotFound, Unavailable
-from serve_app.events import FinishedEvent, RecallReport
+from serve_app.events import FinishedEvent, RecallReport, Usage
 from serve_app.lifecycle.admit import Attach, Execute, Replay, admit
-from serve_app.lifecycle.direct import DirectRun, failed, record
+from serve_app.lifecycle.direct import DirectRun, record
 from serve_app.lifecycle.local_runs import LocalRuns
 from serve_app.lifecycle.readers import Readers
 from serve_app.lifecycle.recall import count_recall, embed_question, recall_exact, recall_semantic
@@ -242,7 +242,7 @@ class Lifecycle:
         cause = error if isinstance(error, AifactoryError) else Unavailable("the request ended before its run began; retry")
         publisher = publisher or await self.bus.open_run(run.trace_id)
         # Whoever attached meanwhile gets this end too.
-        outcome = failed(cause, AnswerBuilder(run.question.model))
+        outcome = failed(cause, Usage())
         if not await record(self.store, publisher, run, outcome, recorded=admitted.recorded):
             self._unrecorded.append((run, outcome))
 

@@ -32,4 +32,4 @@ def abandoned_error() -> dict[str, Any]:
 
 def cancelled_error(reason: str) -> dict[str, Any]:
     """The error object of a run that was asked to stop, and whose owner fell silent."""
-    return Cancelled(f"the run was cancelled: {reason}").record()
+    return Cancelled.because(reason).record()

@@ -93,12 +93,6 @@ class ScriptedReplicas:
             self.open -= 1
 
 
-def _as_judge(body: dict[str, Any], tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """A judge names the letter that the wanted answer has in this reading; what no answer says is said as it stands."""
-    shown = re.findall(r"Answer ([A-Z]):\n> (.*)", body["messages"][-1]["content"])
-    return tuple(next((letter for letter, text in shown if text == token), token) for token in tokens)
-
-
 class Stand:
     """A worker and its surroundings."""
 

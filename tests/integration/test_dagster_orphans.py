@@ -7,9 +7,9 @@ from dagster import DagsterInstance, DagsterRunStatus
 
 from dagster_project.jobs import debate_job
 from dagster_project.sweep_job import end_orphans
-from serve_app.answers import AnswerBuilder
+from serve_app.answers import failed
 from serve_app.errors import Unavailable
-from serve_app.lifecycle.direct import failed
+from serve_app.events import Usage
 from serve_app.store.memory import InMemoryRunStore
 from tests.integration.dagster_stand import (
     make_run,
@@ -30,7 +30,7 @@ async def test_a_dagster_run_that_outlived_its_worker_is_ended(kept: DagsterInst
         made[run.trace_id] = await asyncio.to_thread(
             kept.create_run_for_job, job_def=debate_job(None, None), tags={"trace_id": run.trace_id}
         )
-    assert await store.settle(over, failed(Unavailable("its worker fell silent"), AnswerBuilder("m")))
+    assert await store.settle(over, failed(Unavailable("its worker fell silent"), Usage()))
 
     assert await end_orphans(kept, store, quiet_s=3600) == 0  # its worker may be about to say so itself
     assert await end_orphans(kept, store, quiet_s=-1) == 1
