@@ -18,11 +18,9 @@ from serve_app.ports import EventBus, RunRecord, RunStore
 from serve_app.runs import Run
 from serve_app.settings import Settings
 from serve_app.store.launches import PostgresLaunches
-from serve_app.tasks import TaskOwner
 from serve_app.telemetry import logger, observe
 from serve_app.wiring import Parts
 
-_TIDY_EVERY_S: Final = 300.0
 _LONGEST_LOOK_S: Final = 1.0
 
 
@@ -41,18 +39,15 @@ class Dispatcher:
         self._dead_below_s = settings.lease_s / 2
         self._look_s = min(settings.lease_s / 8, _LONGEST_LOOK_S)
         self._watched: set[str] = set()
-        self._aside = TaskOwner()
 
     async def start(self) -> None:
-        """Forget the prompts of runs that ended unwatched, now and again."""
-        self._aside.spawn(self._tidy(), name="drop ended launches")
+        """Nothing to begin: prompts of runs that ended unwatched are forgotten by the sweeper's purge."""
 
     def stop_hearing(self) -> None:
         """Nothing to stop: the processes hear cancels themselves, and outlive this worker."""
 
     async def close(self) -> None:
-        """Watch no more."""
-        await self._aside.close()
+        """Nothing to close: whoever watches a run is cancelled by the pull loop."""
 
     async def work(self, run: Run, *, resumed: bool, last: bool) -> float | None:
         """Start the run's process unless it has one, and watch until the run has ended. See pull_loop.Hands."""
@@ -149,14 +144,6 @@ class Dispatcher:
             await self._launches.drop(run.trace_id)
         except Unavailable as error:
             logger.warning("a launched run is forgotten later", error=error.message)
-
-    async def _tidy(self) -> None:
-        while True:
-            try:
-                await self._launches.drop_ended()
-            except Unavailable as error:
-                logger.warning("ended launches were not dropped", error=error.message)
-            await asyncio.sleep(_TIDY_EVERY_S)
 
 
 def open_dispatcher(settings: Settings, parts: Parts, runner: DebateRunner) -> Dispatcher | None:

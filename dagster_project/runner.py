@@ -19,10 +19,8 @@ from dagster_project.jobs import QUIET_CONFIG, debate_job
 from dagster_project.resources import OUTPUTS, DebateRun, Desk, Embed
 from dagster_project.step_outputs import RunOutputs, StepOutputs
 from dagster_project.storage import PooledRunStorage
-from dagster_project.takes import Takes, dagster_run_id
+from dagster_project.takes import Takes
 from serve_app.runs import Run
-
-__all__ = ["DebateRunner", "Execution", "OwnedElsewhere", "dagster_run_id"]
 
 _LOCK_SPACE: Final = 7  # keeps our advisory locks apart from others in the database
 

@@ -36,8 +36,3 @@ class PostgresLaunches:
         """The run has ended: forget its prompt."""
         async with self._pool.connection() as connection:
             await self._queries.drop_launch(connection, trace_id=trace_id)
-
-    async def drop_ended(self) -> None:
-        """Forget the runs whose worker did not live to drop them."""
-        async with self._pool.connection() as connection:
-            await self._queries.drop_ended_launches(connection)

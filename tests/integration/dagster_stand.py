@@ -14,7 +14,8 @@ from dagster import DagsterInstance, DagsterRun
 from dagster_project.executor import StepHost
 from dagster_project.pull_loop import PullLoop
 from dagster_project.resources import Embed
-from dagster_project.runner import DebateRunner, dagster_run_id
+from dagster_project.runner import DebateRunner
+from dagster_project.takes import dagster_run_id
 from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
 from serve_app.events import ChoiceEnd, EventBody, FinishedEvent, RoleEvent, RunEvent, TokenEvent, Usage, UsageEvent
 from serve_app.ports import ModelCard
