@@ -95,6 +95,14 @@ class RunStore(Protocol):
 
         A workflow run is ended once its lease has been over for `workflow_overdue_s`: the queue may bring it again.
         `attempt` goes up, so that a late owner finds nothing to settle. Of two callers at once each gets other runs.
+        Each is noted as untold, until mark_told.
+        """
+        ...
+
+    async def take_untold(self, *, older_than_s: float, limit: int) -> list[str]:
+        """Trace_ids of runs ended by end_abandoned whose end nobody has set out to tell for that long, at most `limit`.
+
+        They are the caller's to tell from now on, for as long. Of two callers at once each gets other runs.
         """
         ...
 

@@ -5,13 +5,13 @@ lease that reaches past its deadline. Whoever finds a lease that is over may end
 counts `attempt` up, so that an owner who comes back finds nothing to settle.
 
 The row is ended first and the one `finished` is published after that, as for every run. If NATS is away then, the
-sweeper that ended the row tells later; a gateway's readers see the end in the log meanwhile.
+sweeper that ended the row tells later, and if that one dies too, another does: the log keeps a note of ends that nobody
+has told. A gateway's readers see the end in the log meanwhile.
 """
 
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -48,6 +48,7 @@ async def tell_end(store: RunStore, bus: EventBus, record: RunRecord, *, perhaps
     last = await bus.last_event(record.trace_id)
     publisher = await bus.open_run(record.trace_id, resume=True)
     if publisher.finished:
+        await store.mark_told(record.trace_id)
         return
     if perhaps_said and last is None and bus.resumable:
         logger.warning("NATS lost the run's events: its end is in the log only", trace_id=record.trace_id)
@@ -94,7 +95,7 @@ class Sweeper:
         self._queue = queue
         self._queue_holds_runs = True
         self._on_ended = on_ended
-        self._untold: deque[RunRecord] = deque(maxlen=_MAX_UNTOLD)
+        self._untold: dict[str, bool] = {}  # trace_ids, and whether somebody may have said it; the log notes them too
         # The wall clock, which goes on while a machine sleeps, as the leases do.
         self._swept_at = self._owners_since = self._queue_since = time.time()
 
@@ -117,9 +118,9 @@ class Sweeper:
     async def sweep(self) -> int:
         """End what is abandoned; how many runs that were. Postgres or NATS being away is logged, not raised."""
         await self._look_around()
-        await self._tell(())
         ended = 0
         try:
+            await self._tell(await self._store.take_untold(older_than_s=self._lease_s, limit=_BATCH), perhaps_said=True)
             while (swept := await self._sweep_batch()) > 0:
                 ended += swept
                 if swept < _BATCH:
@@ -156,20 +157,25 @@ class Sweeper:
         for record in records:
             logger.warning("run ended: its owner fell silent", trace_id=record.trace_id, route=record.route)
             count("aifactory_runs_total", route=record.route, outcome="abandoned")
-        await self._tell(records)
+        await self._tell([record.trace_id for record in records], perhaps_said=False)
         for record in records:
             if self._on_ended is not None:
                 await self._on_ended(record)
         return len(records)
 
-    async def _tell(self, ended: list[RunRecord] | tuple[()]) -> None:
-        self._untold.extend(ended)
-        while self._untold:
-            record = self._untold[0]
+    async def _tell(self, trace_ids: list[str], *, perhaps_said: bool) -> None:
+        for trace_id in trace_ids[: _MAX_UNTOLD - len(self._untold)]:
+            self._untold.setdefault(trace_id, perhaps_said)
+        for trace_id, said in list(self._untold.items()):
             try:
-                with bound(record.trace_id):
-                    await tell_end(self._store, self._bus, record)
+                with bound(trace_id):
+                    record = await self._store.find(trace_id)
+                    if record is None:
+                        await self._store.mark_told(trace_id)  # its retention is over
+                    else:
+                        # Nothing happens if another sweeper told it meanwhile.
+                        await tell_end(self._store, self._bus, record, perhaps_said=said)
             except AifactoryError as error:
                 logger.warning("readers of ended runs are told later", runs=len(self._untold), error=error.message)
                 return
-            self._untold.popleft()
+            del self._untold[trace_id]

@@ -68,6 +68,7 @@ class InMemoryRunStore:
         self._rows: dict[tuple[str, str], RunRecord] = {}
         self._keys: dict[str, tuple[str, str]] = {}  # trace_id -> its row
         self._retryable: set[str] = set()  # trace_ids
+        self._untold: dict[str, float] = {}  # trace_id to when somebody last set out to tell its end
 
     async def claim(self, run: Run, *, lease_s: float) -> Claim:
         """See ports.RunStore. Raises errors.Overloaded when every run it holds is still running."""
@@ -134,11 +135,22 @@ class InMemoryRunStore:
             else:
                 status, error = RunStatus.CANCELLED, cancelled_error(row.cancel_reason)
             self._rows[place] = replace(row, status=status, attempt=row.attempt + 1, error=error, updated_at=now)
+            self._untold[row.trace_id] = now
             ended.append(self._rows[place])
         return ended
 
+    async def take_untold(self, *, older_than_s: float, limit: int) -> list[str]:
+        """See ports.RunStore."""
+        now = time.time()
+        taken = [trace_id for trace_id, since in self._untold.items() if since < now - older_than_s][:limit]
+        for trace_id in taken:
+            del self._untold[trace_id]
+            self._untold[trace_id] = now  # the last taken is the last in line
+        return taken
+
     async def mark_told(self, trace_id: str) -> None:
         """See ports.RunStore."""
+        self._untold.pop(trace_id, None)
         row = await self.find(trace_id)
         if row is not None and row.status.terminal:
             self._rows[self._keys[trace_id]] = replace(row, told=True)
@@ -203,6 +215,7 @@ class InMemoryRunStore:
         trace_id = self._rows.pop(place).trace_id
         del self._keys[trace_id]
         self._retryable.discard(trace_id)
+        self._untold.pop(trace_id, None)
 
 
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:

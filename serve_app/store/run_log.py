@@ -63,6 +63,12 @@ class PostgresRunStore:
             )
             return [_record(row) async for row in rows]
 
+    async def take_untold(self, *, older_than_s: float, limit: int) -> list[str]:
+        """See ports.RunStore."""
+        async with self._pool.connection() as connection:
+            rows = self._queries.take_untold(connection, older_than_s=older_than_s, most=limit)
+            return [row["trace_id"] async for row in rows]
+
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """See ports.RunStore."""
         check_terminal(run, outcome)

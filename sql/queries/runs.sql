@@ -64,18 +64,22 @@ WITH abandoned AS MATERIALIZED (
     ORDER BY lease_until
     LIMIT :most
     FOR UPDATE SKIP LOCKED
+), ended AS (
+    UPDATE idempotency_log AS log
+    SET status = CASE WHEN log.cancel_reason IS NULL THEN 'failed' ELSE 'cancelled' END,
+        error = CASE
+            WHEN log.cancel_reason IS NULL THEN :failed::json
+            ELSE jsonb_set(:cancelled::jsonb, '{message}', to_jsonb((:cancelled::jsonb ->> 'message') || log.cancel_reason))::json
+        END,
+        retryable = log.cancel_reason IS NULL, attempt = log.attempt + 1, updated_at = now()
+    FROM abandoned
+    WHERE log.project = abandoned.project AND log.key = abandoned.key
+    RETURNING log.project, log.key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
+              result, error, usage, dagster_run_id, created_at, log.updated_at, told, cancel_reason
+), noted AS (
+    INSERT INTO untold_ends (trace_id) SELECT trace_id FROM ended ON CONFLICT (trace_id) DO NOTHING
 )
-UPDATE idempotency_log AS log
-SET status = CASE WHEN log.cancel_reason IS NULL THEN 'failed' ELSE 'cancelled' END,
-    error = CASE
-        WHEN log.cancel_reason IS NULL THEN :failed::json
-        ELSE jsonb_set(:cancelled::jsonb, '{message}', to_jsonb((:cancelled::jsonb ->> 'message') || log.cancel_reason))::json
-    END,
-    retryable = log.cancel_reason IS NULL, attempt = log.attempt + 1, updated_at = now()
-FROM abandoned
-WHERE log.project = abandoned.project AND log.key = abandoned.key
-RETURNING log.project, log.key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-          result, error, usage, dagster_run_id, created_at, log.updated_at, told, cancel_reason;
+SELECT * FROM ended;
 
 -- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)$
 -- The fence: only the attempt that owns the running row may end it. Null when it does not.
@@ -97,7 +101,24 @@ WHERE :project::text IS NULL OR project = :project::text
 LIMIT 1;
 
 -- name: mark_told(trace_id)!
+WITH known AS (
+    DELETE FROM untold_ends WHERE trace_id = :trace_id
+), past AS (
+    UPDATE run_history SET told = true WHERE trace_id = :trace_id
+)
 UPDATE idempotency_log SET told = true WHERE trace_id = :trace_id AND status <> 'running';
+
+-- name: take_untold(older_than_s, most)
+UPDATE untold_ends
+SET taken_at = clock_timestamp()
+WHERE trace_id IN (
+    SELECT trace_id FROM untold_ends
+    WHERE taken_at < now() - make_interval(secs => :older_than_s)
+    ORDER BY taken_at
+    LIMIT :most
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING trace_id;
 
 -- name: delete_old_runs(older_than_s, most)!
 -- Rows are kept for the retention, then go; a key may be used anew after that.

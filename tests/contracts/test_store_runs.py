@@ -180,6 +180,23 @@ async def test_sweepers_side_by_side_end_each_run_once(store: Store) -> None:
     assert sorted(swept) == sorted(run.trace_id for run in runs)
 
 
+async def test_an_end_that_a_sweeper_recorded_is_noted_until_it_is_told(store: Store) -> None:
+    runs = [a_run(str(n)) for n in range(3)]
+    for run in runs:
+        await store.runs.claim(run, lease_s=OVER)
+    await store.runs.settle(runs[2], succeeded())  # its owner tells
+    await store.runs.end_abandoned(limit=10)
+    swept = {run.trace_id for run in runs[:2]}
+    assert await store.runs.take_untold(older_than_s=60, limit=10) == [], "its sweeper is still at it"
+    taken = [await store.runs.take_untold(older_than_s=-1, limit=1) for _ in range(2)]
+    assert {trace_id for (trace_id,) in taken} == swept, "whoever takes one has it for a while"
+    assert await store.runs.take_untold(older_than_s=60, limit=10) == []
+    heir = a_run("0")
+    assert (await store.runs.claim(heir, lease_s=30)).claimed, "its row goes to another run, its end is still untold"
+    await store.runs.mark_told(runs[0].trace_id)
+    assert await store.runs.take_untold(older_than_s=-1, limit=10) == [runs[1].trace_id]
+
+
 async def test_an_ended_run_keeps_its_lease(store: Store) -> None:
     run = a_run(key="k")
     claim = await store.runs.claim(run, lease_s=30)

@@ -155,6 +155,23 @@ async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_na
         await connection.close()
 
 
+async def test_the_end_of_a_sweeper_that_died_before_it_told_is_told_by_the_next(jetstream_stage: Stage) -> None:
+    store, run, lease_s = InMemoryRunStore(), a_run(), 0.1
+    bus, queue = await jetstream_stage.bus(), await jetstream_stage.queue()
+    await store.claim(run, lease_s=OVER)
+    await (await (await jetstream_stage.bus()).open_run(run.trace_id)).emit(RoleEvent())
+    await store.end_abandoned(limit=1)  # by a sweeper that was killed then
+    heirs = [a_sweeper(store, bus, queue, lease_s=lease_s), a_sweeper(store, await jetstream_stage.bus(), queue, lease_s=lease_s)]
+    async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
+        assert isinstance((await anext(events)).body, RoleEvent)
+        while not (record := await store.find(run.trace_id)) or not record.told:
+            for heir in heirs:
+                await heir.sweep()
+            await asyncio.sleep(lease_s / 4)
+        assert [type(event.body) async for event in events] == [FinishedEvent]
+    assert await store.take_untold(older_than_s=-1, limit=1) == []
+
+
 async def test_workflow_runs_are_left_to_the_queue_after_nats_was_away(own_nats: NatsServer) -> None:
     store, run = InMemoryRunStore(), a_run(route="workflow")
     connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
