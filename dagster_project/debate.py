@@ -2,22 +2,22 @@
 
 Every debater answers the question. In each further round it sees what the others said before, without names, and answers
 anew. The rounds end early when all agree, when the token budget is spent, or when nobody is left to differ. Then the
-strategy decides: `judge`, `vote`, `consensus` or `synthesize` (strategies/). A debater that fails in a later round stays
+strategy decides: `judge`, `vote`, `consensus` or `synthesize` (protocol/strategies/). A debater that fails in a later round stays
 with its earlier answer.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dagster_project.bodies import bounded, without_extras
-from dagster_project.short_answers import short_answer
-from dagster_project.strategies.consensus import consensus_verdict
-from dagster_project.strategies.criteria import agree, foregone
-from dagster_project.strategies.judge import JUDGE_TOKENS, judge_body, judge_verdict, read_vote
-from dagster_project.strategies.synthesize import synthesize_body, unwritten_verdict
-from dagster_project.strategies.vote import vote_verdict
-from dagster_project.terms import Ballot, DebateSpec, DebateTask, Draft, RoundEnd, StopReason, Verdict
-from dagster_project.texts import instructions_text, plain_text, question_text, quoted, share
+from dagster_project.protocol.bodies import bounded, without_extras
+from dagster_project.protocol.short_answers import short_answer
+from dagster_project.protocol.strategies.consensus import consensus_verdict
+from dagster_project.protocol.strategies.criteria import agree, foregone
+from dagster_project.protocol.strategies.judge import JUDGE_TOKENS, judge_body, judge_verdict, read_vote
+from dagster_project.protocol.strategies.synthesize import synthesize_body, unwritten_verdict
+from dagster_project.protocol.strategies.vote import vote_verdict
+from dagster_project.protocol.terms import Ballot, DebateSpec, DebateTask, Draft, RoundEnd, StopReason, Verdict
+from dagster_project.protocol.texts import instructions_text, plain_text, question_text, quoted, share
 from serve_app.configured import LEAST_DRAFT_TOKENS
 from serve_app.events import BallotReport, ChoiceEnd, DebateReport, TaskReport, Usage
 from serve_app.runs import Answer

@@ -13,7 +13,7 @@ from dagster_project.debate import Ballot, Draft, Verdict
 from dagster_project.ops import debate_of, in_order
 from dagster_project.resources import DebateRun
 from dagster_project.rounds import Decision, Held, Speaking, spent_on
-from dagster_project.step_outputs import OutputKey
+from dagster_project.warm.step_outputs import OutputKey
 from serve_app.errors import AifactoryError, DeadlineExceeded, Unavailable, UpstreamFailed, from_body
 from serve_app.events import ProgressEvent, TokenEvent, Usage
 from serve_app.telemetry import bound, logger
@@ -126,7 +126,7 @@ async def _vote(
 async def _vectors(debate: DebateRun, standing: list[Draft]) -> list[list[float]]:
     """One unit vector per answer; none when the embedder failed, and the next criterion decides."""
     if debate.embed is None:
-        logger.error("this worker has no embedder: open its parts with one (open_parts(…, with_embedder=True))")
+        logger.error("this worker has no embedder: give its DebateRunner one (embedder.OnDemandEmbedder)")
         return []
     try:
         async with _in_time(debate):

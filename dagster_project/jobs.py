@@ -6,12 +6,12 @@ from typing import Any, Final
 from dagster import Field, InitLoggerContext, IOManager, IOManagerDefinition, JobDefinition, LoggerDefinition, graph
 
 from dagster_project.deciding import decide
-from dagster_project.executor import StepCancelled, StepHost, threaded
 from dagster_project.home import DEBATE_JOB
 from dagster_project.ops import argue, argue_again, commit, plan, review
 from dagster_project.resources import Desk
 from dagster_project.rounds import Held
-from dagster_project.step_outputs import Constant, DurableOutputs
+from dagster_project.warm.executor import StepCancelled, StepHost, threaded
+from dagster_project.warm.step_outputs import Constant, DurableOutputs
 from serve_app.telemetry import logger
 
 JOB: Final = DEBATE_JOB

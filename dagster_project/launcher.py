@@ -15,7 +15,7 @@ from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._core.storage.dagster_run import DagsterRun
 
 from dagster_project.home import DEBATE_JOB, LAUNCHED_BY, RAY, stored_settings
-from dagster_project.ui_debate import asked_in, cancel, submit
+from dagster_project.launching.ui_debate import asked_in, cancel, submit
 from serve_app.errors import AifactoryError
 from serve_app.settings import Settings
 
@@ -79,7 +79,7 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     @cached_property
     def _ray(self) -> Any:
-        from dagster_project.ray_jobs import ray_launcher  # it imports Ray, which most stacks do not need here
+        from dagster_project.launching.ray_jobs import ray_launcher  # it imports Ray, which most stacks do not need here
 
         launcher = ray_launcher(stored_settings(self._instance.root_directory))
         launcher.register_instance(self._instance)

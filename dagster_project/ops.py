@@ -15,7 +15,7 @@ from dagster_project.debate import Draft, RoundEnd
 from dagster_project.launch_form import PLAN_CONFIG
 from dagster_project.resources import DebateRun, Desk
 from dagster_project.rounds import Decision, Held, Round, RoundOver, spent_on
-from dagster_project.step_outputs import OutputKey
+from dagster_project.warm.step_outputs import OutputKey
 from serve_app.answers import succeeded
 from serve_app.errors import AifactoryError, Unavailable
 from serve_app.events import ProgressEvent, RoleEvent, TokenEvent, UsageEvent

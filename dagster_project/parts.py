@@ -6,15 +6,15 @@ which would bring Ray into every Dagster process.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from dagster import Failure, InitResourceContext, ResourceDefinition
 
+from dagster_project.embedder import OnDemandEmbedder
 from dagster_project.home import stored_settings
 from serve_app.errors import AifactoryError
-from serve_app.model_files import ModelError
 from serve_app.ports import Embedder
 from serve_app.settings import Settings
 from serve_app.store.cache_upkeep import CacheUpkeep
@@ -53,7 +53,7 @@ class StackParts:
             return asyncio.run(opened())
         except AifactoryError as error:
             raise Failure(error.message) from error
-        except (ValueError, ModelError) as error:
+        except ValueError as error:
             raise Failure(str(error)) from error
 
     @asynccontextmanager
@@ -77,13 +77,8 @@ class StackParts:
         if self._embedder is not None:
             yield self._embedder
             return
-        from serve_app.embeddings import load_embedder  # a second and 100 MB: not for processes that only show the jobs
-
-        embedder = load_embedder(self.settings)
-        try:
-            yield embedder
-        finally:
-            embedder.close()
+        with closing(OnDemandEmbedder(self.settings)) as embedder:
+            yield await embedder.loaded()
 
 
 def _of_this_stack(context: InitResourceContext) -> StackParts:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_project.debate import Ballot, DebateSpec, Draft, total_usage
 from dagster_project.rounds import Decision, Held, Round, Speaking
-from dagster_project.step_outputs import OutputKey, RunOutputs
+from dagster_project.warm.step_outputs import OutputKey, RunOutputs
 from serve_app.answers import cancelled, failed
 from serve_app.errors import AifactoryError, Cancelled, Unavailable
 from serve_app.events import EventBody, RunEvent, TokenEvent, Usage
@@ -25,9 +25,8 @@ from serve_app.runs import Outcome, Run
 from serve_app.telemetry import logger, observe
 
 Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]  # texts to unit vectors
-_FIRST_PAUSE_S: Final = 0.2
-_MOST_PAUSE_S: Final = 2.0
 _KEEP_TRIES: Final = 4
+_KEEP_PAUSE_S: Final = 0.2  # after the first of them; it doubles each time
 _COMMIT_S: Final = 5.0  # kept for recording the answer, but no more than a quarter of what is left
 # What the steps of a debate give: kept until the run has ended.
 OUTPUTS: Final = (Draft, Held, Decision, Speaking)
@@ -42,8 +41,8 @@ class DebateRun:
     publisher: RunPublisher
     replicas: Replicas
     store: RunStore
+    backoff: Backoff  # when a step asks a replica again
     embed: Embed | None = None  # for `consensus`
-    task_retries: int = 2
     resumed: bool = False
     take: int = 1  # 2, 3 … after workers died
     outputs: RunOutputs | None = None  # set before the first step
@@ -73,11 +72,6 @@ class DebateRun:
         return await self.publisher.emit(body)
 
     @property
-    def backoff(self) -> Backoff:
-        """When a step asks a replica again."""
-        return Backoff(self.task_retries, _FIRST_PAUSE_S, _MOST_PAUSE_S)
-
-    @property
     def kept(self) -> RunOutputs:
         """What the run's steps gave so far. Raises RuntimeError outside of an execution."""
         if self.outputs is None:
@@ -98,7 +92,7 @@ class DebateRun:
                 if attempt == _KEEP_TRIES - 1:
                     self.unrecorded = Unavailable("Dagster's records are away: the debate is held again")
                     raise
-            await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+            await asyncio.sleep(_KEEP_PAUSE_S * 2**attempt)
 
     def recall(self) -> None:
         """Take over what an earlier take kept, and what it used. Blocks; before the first step."""

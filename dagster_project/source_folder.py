@@ -4,9 +4,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-SUFFIXES: Final = (".txt", ".md")
+from serve_app.parsers import SUFFIXES, Bounds, ParseError, kind_of, to_text
 
 
 class SourceError(ValueError):
@@ -30,14 +29,14 @@ class Source:
 
 
 def scan(path: Path, *, most_files: int) -> Source:
-    """Look for .txt and .md files under a folder, or take the one file. Names that begin with a dot are left out.
+    """Look for texts (parsers.SUFFIXES) under a folder, or take the one file. Names that begin with a dot are left out.
 
     Raises SourceError when there is nothing at `path`, or more than `most_files`.
     """
     path = path.resolve()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise SourceError(f"{path} is not a text that can be ingested: it must end in {' or '.join(SUFFIXES)}")
+            raise SourceError(f"{path} is not a text that can be ingested: it must end in {', '.join(SUFFIXES)}")
         return Source(str(path.parent), path.parent, [path.name], whole=False)
     if not path.is_dir():
         raise SourceError(f"{path} does not exist on the machine that runs the job: name a folder there, or a file")
@@ -57,8 +56,8 @@ def scan(path: Path, *, most_files: int) -> Source:
     return source
 
 
-def read(source: Source, path: str, *, most_bytes: int) -> str:
-    """The text of one file, line ends as `\\n`. Raises SourceError."""
+def read(source: Source, path: str, bounds: Bounds) -> str:
+    """The text of one file, line ends as `\\n`. Blocks while a parser reads it. Raises SourceError."""
     file = source.folder / path
     try:
         if not file.resolve().is_relative_to(source.folder):
@@ -67,20 +66,18 @@ def read(source: Source, path: str, *, most_bytes: int) -> str:
         if not stat.S_ISREG(told.st_mode):
             raise SourceError("not a regular file")
         with file.open("rb") as opened:
-            content = opened.read(most_bytes + 1)
+            content = opened.read(bounds.most_bytes + 1)
     except RuntimeError as error:  # so pathlib tells of it before Python 3.13
         raise SourceError("a link that leads to itself: remove it") from error
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror or error}") from error
-    if len(content) > most_bytes:
-        raise SourceError(f"larger than {most_bytes} bytes: split it, or raise document_max_bytes")
+    kind = kind_of(path)
+    if kind is None:
+        raise SourceError(f"not a text that can be ingested: it must end in {', '.join(SUFFIXES)}")
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    if "\x00" in text:
-        raise SourceError("holds the character U+0000: is it a binary file?")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        return to_text(kind, content, bounds)
+    except ParseError as error:
+        raise SourceError(str(error)) from error
 
 
 def _walk(folder: Path, source: Source) -> Iterator[Path]:

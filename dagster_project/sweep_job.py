@@ -11,6 +11,7 @@ from typing import Final
 
 from dagster import (
     DagsterInstance,
+    DagsterRun,
     DagsterRunStatus,
     DefaultScheduleStatus,
     Failure,
@@ -42,19 +43,27 @@ _OPEN: Final = (
 async def end_dagster_run(instance: DagsterInstance, record: RunRecord) -> None:
     """Let Dagster know that an abandoned run has ended: its own process cannot say so any more. Does not raise."""
     try:
-        await asyncio.to_thread(_report_end, instance, record)
+        await asyncio.to_thread(_end_of, instance, record)
     except Exception as error:  # noqa: BLE001 - Dagster's record is only a view of the run; the sweep goes on
         logger.opt(exception=error).warning("Dagster was not told of an abandoned run", trace_id=record.trace_id)
 
 
-def _report_end(instance: DagsterInstance, record: RunRecord) -> None:
+def _end_of(instance: DagsterInstance, record: RunRecord) -> None:
     run = instance.get_run_by_id(record.dagster_run_id) if record.dagster_run_id else None
-    if run is None or run.is_finished:
-        return
-    if record.status is RunStatus.CANCELLED:
-        instance.report_run_canceled(run, "it was cancelled, and its worker fell silent before it could stop it")
-    else:
-        instance.report_run_failed(run, "its worker fell silent; the run was ended as failed")
+    if run is not None and not run.is_finished:
+        _report_end(instance, run, record)
+
+
+def _report_end(instance: DagsterInstance, run: DagsterRun, record: RunRecord) -> None:
+    """Say in Dagster how the log says that a run ended whose worker could not say so."""
+    match record.status:
+        case RunStatus.CANCELLED:
+            instance.report_run_canceled(run, "its worker fell silent; the log says that it was cancelled")
+        case RunStatus.SUCCEEDED:
+            # The answer was given and yet the job broke off: of its steps Dagster can only say that they did not end.
+            instance.report_run_failed(run, "its worker fell silent after the answer was recorded; the log has the answer")
+        case _:
+            instance.report_run_failed(run, "its worker fell silent; the log says that it failed")
 
 
 async def end_orphans(instance: DagsterInstance, store: RunStore, *, quiet_s: float) -> int:
@@ -68,8 +77,7 @@ async def end_orphans(instance: DagsterInstance, store: RunStore, *, quiet_s: fl
         record = await store.find(run.tags.get("trace_id", ""))
         if record is None or not record.status.terminal or record.updated_at > time.time() - quiet_s:
             continue
-        why = "its worker is gone; the log says that the run " + record.status.value
-        await asyncio.to_thread(instance.report_run_failed, run, why)
+        await asyncio.to_thread(_report_end, instance, run, record)
         ended += 1
     return ended
 

@@ -5,13 +5,14 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
-from dagster_project.dispatcher import open_dispatcher
-from dagster_project.executor import StepHost
-from dagster_project.instance import open_instance
-from dagster_project.pull_loop import PullLoop
-from dagster_project.runner import DebateRunner
+from dagster_project.embedder import OnDemandEmbedder
+from dagster_project.launching.dispatcher import open_dispatcher
+from dagster_project.running.pull_loop import PullLoop
+from dagster_project.running.runner import DebateRunner
 from dagster_project.scaling import BACKLOG, number_of_workers
 from dagster_project.sweep_job import end_dagster_run, keep_ending_orphans
+from dagster_project.warm.executor import StepHost
+from dagster_project.warm.instance import open_instance
 from serve_app.errors import Unavailable
 from serve_app.lifecycle.sweep import Sweeper
 from serve_app.settings import Settings, settings_from_dict, settings_to_dict
@@ -37,7 +38,7 @@ class Worker:
         from serve_app.wiring import open_parts
 
         configure_logging(settings.log_level, component="worker")
-        parts = await open_parts(settings, name="worker", with_embedder=True)
+        parts = await open_parts(settings, name="worker", with_embedder=False)
         self._open.push_async_callback(parts.close)
         self._queue = parts.queue
         instance = await asyncio.to_thread(open_instance, settings)
@@ -45,12 +46,10 @@ class Worker:
         steps = settings.runs_per_worker * settings.tasks_per_run
         host = StepHost(asyncio.get_running_loop(), steps=steps, steps_per_run=settings.tasks_per_run)
         self._open.callback(host.close)
-        assert parts.embedder is not None
-        runner = await asyncio.to_thread(
-            partial(
-                DebateRunner, instance, host, embed=parts.embedder.embed, api_url=f"http://{settings.host}:{settings.port}/v1"
-            )
-        )
+        embedder = OnDemandEmbedder(settings)
+        self._open.callback(embedder.close)
+        api_url = f"http://{settings.host}:{settings.port}/v1"
+        runner = await asyncio.to_thread(partial(DebateRunner, instance, host, embed=embedder.embed, api_url=api_url))
         await asyncio.to_thread(runner.warm_up)
         self._pulls = PullLoop(
             settings,

@@ -69,7 +69,9 @@ class ModelConfig(_Strict):
     )
     accelerator: Literal["cpu", "gpu"] = Field("cpu", description="what the engine runs on")
     accelerator_type: str | None = Field(None, description="Ray accelerator type such as H100; only with accelerator: gpu")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM as they are")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="passed to vLLM as they are; on a CPU chunked prefill stays off"
+    )
     env: dict[str, str] = Field(default_factory=dict, description="environment of the replica processes")
     num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for one replica")
     replicas: int | None = Field(None, ge=1, description="fixed number of replicas; leave out to use autoscaling")
@@ -94,6 +96,22 @@ class ModelConfig(_Strict):
     def _has_source(self) -> Self:
         if self.engine == "vllm" and not self.source:
             raise ValueError(f"model {self.model_id!r} uses engine vllm and needs a `source`")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_prompts_whole(self) -> Self:
+        """On a CPU a seeded request whose prompt is read in parts kills vLLM 0.29's engine, for everybody."""
+        if self.engine != "vllm" or self.accelerator != "cpu":
+            return self
+        why = f"model {self.model_id!r} runs on a CPU, where a prompt with a `seed` that is read in parts kills vLLM's engine"
+        for name in ("enable_chunked_prefill", "long_prefill_token_threshold"):
+            if self.engine_args.get(name):
+                raise ValueError(f"{why}: leave out engine_args.{name}")
+        step, longest = self.engine_args.get("max_num_batched_tokens"), self.engine_args.get("max_model_len")
+        if isinstance(step, int) and isinstance(longest, int) and step < longest:
+            raise ValueError(
+                f"{why}: engine_args.max_num_batched_tokens ({step}) must be at least max_model_len ({longest}), or be left out"
+            )
         return self
 
 

@@ -14,13 +14,13 @@ from typing import Final
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings
 
-from dagster_project.conductor import Conductor
-from dagster_project.executor import StepHost
+from dagster_project.embedder import OnDemandEmbedder
 from dagster_project.home import SETTINGS_FILE, dagster_dir, stored_settings
-from dagster_project.instance import open_instance
-from dagster_project.runner import DebateRunner, OwnedElsewhere
+from dagster_project.running.conductor import Conductor
+from dagster_project.running.runner import DebateRunner, OwnedElsewhere
+from dagster_project.warm.executor import StepHost
+from dagster_project.warm.instance import open_instance
 from serve_app.bus.run_json import decode_run
-from serve_app.embeddings import load_embedder
 from serve_app.errors import AifactoryError, Unavailable
 from serve_app.ports import Replicas
 from serve_app.runs import Run
@@ -64,7 +64,7 @@ async def run_debate(settings: Settings, trace_id: str, replicas: Replicas | Non
                 store=parts.store,
                 bus=parts.bus,
                 replicas=replicas,
-                runner=await _open_runner(settings, run, stack),
+                runner=await _open_runner(settings, stack),
                 runs=1,
             )
             stack.push_async_callback(conductor.close)
@@ -104,17 +104,14 @@ async def _not_launched(parts: Parts, trace_id: str) -> int:
     return ASKED_WRONGLY
 
 
-async def _open_runner(settings: Settings, run: Run, stack: AsyncExitStack) -> DebateRunner:
+async def _open_runner(settings: Settings, stack: AsyncExitStack) -> DebateRunner:
     instance = await asyncio.to_thread(open_instance, settings)
     stack.push_async_callback(asyncio.to_thread, instance.dispose)
     host = StepHost(asyncio.get_running_loop(), steps=settings.tasks_per_run, steps_per_run=settings.tasks_per_run)
     stack.callback(host.close)
-    embed = None
-    if (run.question.debate or {}).get("strategy") == "consensus":  # no other needs one, and it takes a second to load
-        embedder = await asyncio.to_thread(load_embedder, settings)
-        stack.callback(embedder.close)
-        embed = embedder.embed
-    return await asyncio.to_thread(partial(DebateRunner, instance, host, embed=embed))
+    embedder = OnDemandEmbedder(settings)
+    stack.callback(embedder.close)
+    return await asyncio.to_thread(partial(DebateRunner, instance, host, embed=embedder.embed))
 
 
 def _join_cluster(settings: Settings) -> None:

@@ -83,6 +83,8 @@ def _vllm(model: ModelConfig, options: dict[str, Any], source_path: str) -> Appl
 
 def _engine_args(model: ModelConfig) -> dict[str, Any]:
     arguments = dict(model.engine_args)
+    if model.accelerator == "cpu":
+        arguments["enable_chunked_prefill"] = False  # see ModelConfig: a prompt read in parts may kill the engine there
     if model.adapters is not None:
         arguments.setdefault("max_lora_rank", _DEFAULT_LORA_RANK)
         arguments |= {"enable_lora": True, "max_loras": arguments.get("max_loras", model.adapters.max_adapters_per_replica)}

@@ -1,9 +1,12 @@
 """What an outcome means for the log and for the cache; the same for every RunStore."""
 
-from typing import Any
+from typing import Any, Final
 
 from serve_app.errors import Cancelled, Unavailable
+from serve_app.events import DebateReport
 from serve_app.runs import Answer, Outcome, Run, RunStatus, cacheable
+
+_SILENT: Final = ("error", "cancelled")  # how a debater ends that gave no answer
 
 
 def check_terminal(run: Run, outcome: Outcome) -> None:
@@ -17,7 +20,17 @@ def answer_to_keep(run: Run, outcome: Outcome) -> Answer | None:
     answer = outcome.answer
     if answer is None or outcome.status is not RunStatus.SUCCEEDED or not run.cache.writes or not cacheable(answer):
         return None
+    if answer.debate is not None and degraded(answer.debate):
+        return None
     return answer
+
+
+def degraded(debate: DebateReport) -> bool:
+    """Whether a part that was away had a say in the debate: a later one may end better, so others must not get this one.
+
+    A judge, writer or embedder failed, or a debater did, or one was cut before it had answered.
+    """
+    return "_failed_" in debate.stop_reason or any(task.finish_reason in _SILENT for task in debate.tasks)
 
 
 def failed_retryably(outcome: Outcome) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance, DagsterRun
 
-from dagster_project.instance import open_instance
-from dagster_project.takes import dagster_run_id
+from dagster_project.running.takes import dagster_run_id
+from dagster_project.warm.instance import open_instance
 from serve_app.events import RunEvent
 from serve_app.lifecycle.sweep import waiting_lease_s
 from serve_app.runs import Run

@@ -6,8 +6,8 @@ import time
 from dagster import DagsterEventType, DagsterRunStatus
 from nats.aio.msg import Msg
 
-from dagster_project.step_outputs import StepOutputs
-from dagster_project.takes import dagster_run_id
+from dagster_project.running.takes import dagster_run_id
+from dagster_project.warm.step_outputs import StepOutputs
 from serve_app.bus.streams import event_subject
 from serve_app.events import FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, decode
 from serve_app.ports import RunRecord

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dagster_project.executor import StepHost
-from dagster_project.instance import open_instance
-from dagster_project.pull_loop import PullLoop
-from dagster_project.runner import DebateRunner
+from dagster_project.running.pull_loop import PullLoop
+from dagster_project.running.runner import DebateRunner
 from dagster_project.sweep_job import end_dagster_run
+from dagster_project.warm.executor import StepHost
+from dagster_project.warm.instance import open_instance
 from dagster_project.worker import Worker
 from serve_app.bus.connection import NatsConnection
 from serve_app.bus.event_bus import NatsEventBus

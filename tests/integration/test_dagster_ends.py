@@ -7,11 +7,13 @@ from contextlib import aclosing
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from serve_app.bus.memory import InMemoryRunQueue
+from dagster_project.running.ends import give_up
+from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
 from serve_app.errors import Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, TokenEvent, Usage
 from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.settings import Settings
+from serve_app.store.memory import InMemoryRunStore
 from tests.integration.dagster_stand import WAIT_S, Script, ScriptedReplicas, Stand, bodies, make_run
 
 
@@ -145,6 +147,24 @@ async def test_a_healthy_run_survives_its_last_delivery_to_another_worker(settin
         stand.queue = first
         await stand.bus.publish_cancel(run.trace_id, "enough")
         await stand.until_quiet(healthy)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_run_that_is_given_up_ends_as_cancelled_if_it_was(cancelled: bool) -> None:
+    store, bus, run = InMemoryRunStore(), InMemoryEventBus(), make_run()
+    assert (await store.claim(run, lease_s=30)).claimed
+    if cancelled:
+        await store.request_cancel(run.trace_id, "client left")
+    await give_up(store, bus, run, tries=4)
+    record = await store.find(run.trace_id)
+    assert record is not None
+    assert record.error is not None
+    ended = RunStatus.CANCELLED if cancelled else RunStatus.FAILED
+    assert (record.status, "client left" in record.error["message"]) == (ended, cancelled)
+    async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
+        (told,) = bodies([event async for event in events])
+    assert isinstance(told, FinishedEvent)
+    assert told.reason == ("cancelled" if cancelled else "error")
 
 
 async def test_a_cancel_during_the_commit_does_not_tear_it_apart(settings: Settings, instance: DagsterInstance) -> None:

@@ -12,8 +12,8 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult
 
 from dagster_project.definitions import defs
 from dagster_project.ingest import projects
-from dagster_project.instance import open_instance
 from dagster_project.parts import STACK, StackParts
+from dagster_project.warm.instance import open_instance
 from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.settings import Settings
 
@@ -25,7 +25,7 @@ class CountingEmbedder:
         self._inner = inner
         self.texts: list[str] = []
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str], *, unit: bool = True) -> list[list[float]]:
         self.texts += texts
         return await self._inner.embed(texts)
 
@@ -269,7 +269,7 @@ async def test_a_job_that_ended_half_way_is_finished_by_the_next(stand: Stand) -
         stand.write(f"{number}.txt", f"Text number {number}.")
     whole = stand.embedder.embed
 
-    async def dies_at_the_second(texts: Sequence[str]) -> list[list[float]]:
+    async def dies_at_the_second(texts: Sequence[str], *, unit: bool = True) -> list[list[float]]:
         if stand.embedder.texts:
             raise KeyError("the process is gone")
         return await whole(texts)

@@ -9,7 +9,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
 from dagster_project.jobs import debate_job
-from dagster_project.ui_debate import asked_in
+from dagster_project.launching.ui_debate import asked_in
 from serve_app.errors import BadRequest, NotFound
 from serve_app.events import FinishedEvent, RunEvent, TokenEvent
 from serve_app.runs import RunStatus

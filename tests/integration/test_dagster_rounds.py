@@ -167,6 +167,20 @@ async def test_a_fault_is_retried_by_dagster_and_seen_in_its_ui(place: Stand) ->
     assert [log.step_key for log in retried] == ["argue[A]", "decide"]
 
 
+async def test_the_settings_say_how_long_a_retry_waits(settings: Settings, instance: DagsterInstance) -> None:
+    chosen = settings.model_copy(update={"task_retries": 2, "retry_backoff_s": 0.01, "retry_backoff_max_s": 0.015})
+    faults: list[Exception] = [UpstreamFailed("replica died"), UpstreamFailed("replica died")]
+    stand = Stand(chosen, instance, ScriptedReplicas(A=Script(errors=faults)))
+    async with stand.working() as pulls:
+        run = await stand.submit(strategy="vote")
+        await stand.events(run)
+        await stand.until_quiet(pulls)
+    dagster_run = await stand.dagster_run(run)
+    retried = await asyncio.to_thread(instance.all_logs, dagster_run.run_id, DagsterEventType.STEP_UP_FOR_RETRY)
+    waits = [log.dagster_event.step_retry_data.seconds_to_wait or 0 for log in retried if log.dagster_event is not None]
+    assert [0.005 <= waits[0] <= 0.01, 0.0075 <= waits[1] <= 0.015] == [True, True], waits
+
+
 async def test_an_operators_pool_limit_bounds_the_debaters(place: Stand) -> None:
     pools = place.instance.event_log_storage
     await asyncio.to_thread(pools.get_pool_limits)  # as the run of a moment ago did

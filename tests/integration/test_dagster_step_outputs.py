@@ -9,8 +9,8 @@ from dagster import DagsterInstance
 
 from dagster_project.debate import Draft
 from dagster_project.rounds import Held, Speaking
-from dagster_project.step_outputs import OutputKey, RunOutputs, StepOutputs
-from dagster_project.storage import PooledRunStorage
+from dagster_project.warm.step_outputs import OutputKey, RunOutputs, StepOutputs
+from dagster_project.warm.storage import PooledRunStorage
 from serve_app.events import Usage
 from serve_app.telemetry import logger
 

@@ -15,12 +15,12 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.api import execute_run_iterator
 from pydantic import SecretStr
 
-from dagster_project.executor import StepHost
 from dagster_project.home import dagster_dir, dagster_dsn, dagster_yaml
-from dagster_project.instance import open_instance
 from dagster_project.jobs import debate_job
 from dagster_project.resources import Desk
-from dagster_project.storage import GroupCommitEventLog, PooledRunStorage
+from dagster_project.warm.executor import StepHost
+from dagster_project.warm.instance import open_instance
+from dagster_project.warm.storage import GroupCommitEventLog, PooledRunStorage
 from serve_app.errors import Unavailable
 from serve_app.settings import Settings
 
@@ -86,7 +86,7 @@ def test_events_lost_on_the_way_are_told_when_the_run_ends(instance: DagsterInst
         failures.append(1)
         raise sqlalchemy.exc.OperationalError("INSERT", {}, Exception("server closed the connection"))
 
-    monkeypatch.setattr("dagster_project.storage._TRIES", 1)
+    monkeypatch.setattr("dagster_project.warm.storage._TRIES", 1)
     monkeypatch.setattr(log._engine, "begin", broken)
     with pytest.raises(sqlalchemy.exc.OperationalError, match="closed the connection"):
         telling.execute_in_process(instance=instance)

@@ -9,9 +9,9 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 
 from dagster_project.debate import Draft
 from dagster_project.jobs import debate_job
-from dagster_project.step_outputs import OutputKey, RunOutputs, StepOutputs
-from dagster_project.storage import PooledRunStorage
-from dagster_project.takes import dagster_run_id
+from dagster_project.running.takes import dagster_run_id
+from dagster_project.warm.step_outputs import OutputKey, RunOutputs, StepOutputs
+from dagster_project.warm.storage import PooledRunStorage
 from serve_app.events import EventBody, FinishedEvent, ProgressEvent, RoleEvent, TokenEvent, Usage
 from serve_app.runs import Run, RunStatus
 from serve_app.settings import Settings

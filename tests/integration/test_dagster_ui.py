@@ -12,10 +12,10 @@ import httpx
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from dagster_project.instance import open_instance
 from dagster_project.jobs import debate_job
+from dagster_project.running.takes import dagster_run_id
 from dagster_project.sweep_job import sweep_schedule
-from dagster_project.takes import dagster_run_id
+from dagster_project.warm.instance import open_instance
 from serve_app.events import FinishedEvent, TokenEvent
 from serve_app.lifecycle.sweep import waiting_lease_s
 from serve_app.local.dagster_home import DagsterUi, write_home

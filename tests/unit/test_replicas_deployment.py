@@ -50,7 +50,8 @@ def test_nothing_below_us_retries_a_request() -> None:
 
 
 def test_adapters_switch_lora_on() -> None:
-    adapted = model(adapters=AdapterConfig(directory="/adapters", max_adapters_per_replica=3), engine_args={"max_lora_rank": 64})
+    where = AdapterConfig(directory="/adapters", max_adapters_per_replica=3)
+    adapted = model(accelerator="gpu", adapters=where, engine_args={"max_lora_rank": 64})
     assert deployment._engine_args(adapted) == {"enable_lora": True, "max_loras": 3, "max_lora_rank": 64}
     assert deployment._lora(adapted) == {"dynamic_lora_loading_path": None, "max_num_adapters_per_replica": 3}
     in_bucket = model(adapters=AdapterConfig(directory="s3://b/a"))
@@ -61,3 +62,36 @@ def test_adapters_switch_lora_on() -> None:
 def test_a_replica_on_cpu_reserves_what_the_settings_say() -> None:
     assert deployment._placement(model(accelerator="cpu")) == {"placement_group_config": {"bundles": [{"CPU": 0}]}}
     assert deployment._placement(model(accelerator="gpu")) == {}
+
+
+@pytest.mark.parametrize("given", [{}, {"enable_chunked_prefill": False}])
+def test_on_a_cpu_no_prompt_is_read_in_parts(given: dict[str, Any]) -> None:
+    """vLLM's engine dies there for everybody when a prompt with a seed is."""
+    assert deployment._engine_args(model(accelerator="cpu", engine_args=given)) == {"enable_chunked_prefill": False}
+    assert deployment._engine_args(model(accelerator="gpu", engine_args=given)) == given
+    local = Settings(config="local").models[0]
+    assert deployment._engine_args(local)["enable_chunked_prefill"] is False
+
+
+READS_IN_PARTS = [
+    ({"enable_chunked_prefill": True}, "leave out engine_args.enable_chunked_prefill"),
+    ({"long_prefill_token_threshold": 256}, "leave out engine_args.long_prefill_token_threshold"),
+    (
+        {"max_num_batched_tokens": 512, "max_model_len": 2048},
+        r"max_num_batched_tokens \(512\) must be at least max_model_len \(2048\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), READS_IN_PARTS)
+def test_a_cpu_model_that_would_read_prompts_in_parts_is_refused(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=rf"model 'm' runs on a CPU.*{told}"):
+        model(engine_args=arguments)
+    assert model(accelerator="gpu", engine_args=arguments).engine_args == arguments
+    assert model(engine="simulated", engine_args=arguments).engine_args == arguments
+
+
+def test_a_cpu_model_whose_step_holds_its_longest_prompt_is_fine() -> None:
+    fits: dict[str, Any] = {"max_num_batched_tokens": 2048, "max_model_len": 2048, "enable_prefix_caching": True}
+    assert deployment._engine_args(model(engine_args=fits)) == {**fits, "enable_chunked_prefill": False}
+    assert model(engine_args={"max_num_batched_tokens": 512, "max_model_len": "auto"})

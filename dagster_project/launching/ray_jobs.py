@@ -10,7 +10,7 @@ from dagster_ray.core.run_launcher import RayRunLauncher
 from ray.dashboard.utils import get_address_for_submission_client
 
 from dagster_project.home import LAUNCHED_BY, RAY, dagster_dir
-from dagster_project.runner import DebateRunner
+from dagster_project.running.runner import DebateRunner
 from serve_app.errors import Unavailable
 from serve_app.runs import Run
 from serve_app.settings import Settings

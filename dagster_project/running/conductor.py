@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from dagster_project.debate import DebateSpec
-from dagster_project.ends import give_up, let_wait, overdue, tell_later, wait_out
 from dagster_project.resources import DebateRun
-from dagster_project.runner import DebateRunner, Execution, OwnedElsewhere
+from dagster_project.running.ends import give_up, let_wait, overdue, tell_later, wait_out
+from dagster_project.running.runner import DebateRunner, Execution, OwnedElsewhere
 from serve_app.answers import failed
 from serve_app.errors import AifactoryError, BadRequest, Cancelled, Unavailable
 from serve_app.events import Usage, UsageEvent
+from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import settle
 from serve_app.ports import EventBus, Replicas, RunStore
 from serve_app.runs import Run
@@ -117,7 +118,7 @@ class Conductor:
             publisher=publisher,
             replicas=self._replicas,
             store=self._store,
-            task_retries=self._settings.task_retries,
+            backoff=_backoff(self._settings),
             resumed=resumed,
             confirm=partial(self._extend, [run.trace_id]),
         )
@@ -232,3 +233,8 @@ class Conductor:
                 execution.debate.lose()
                 if not self._closed:  # else it is being interrupted anyway
                     self._aside.spawn(self._in_thread(execution.interrupt), name="stop lost run")
+
+
+def _backoff(settings: Settings) -> Backoff:
+    """When a step of a debate asks a replica again."""
+    return Backoff(settings.task_retries, settings.retry_backoff_s, settings.retry_backoff_max_s)

@@ -9,9 +9,9 @@ import asyncio
 import time
 from typing import Final
 
-from dagster_project.ends import end_unstarted, give_up, let_wait, tell_later, wait_out
-from dagster_project.runner import DebateRunner, OwnedElsewhere
-from dagster_project.starters import CommandStarter, Starter
+from dagster_project.launching.starters import CommandStarter, Starter
+from dagster_project.running.ends import end_unstarted, give_up, let_wait, tell_later, wait_out
+from dagster_project.running.runner import DebateRunner, OwnedElsewhere
 from serve_app.bus.run_json import encode_run
 from serve_app.errors import Unavailable
 from serve_app.ports import EventBus, RunRecord, RunStore
@@ -156,7 +156,7 @@ def open_dispatcher(settings: Settings, parts: Parts, runner: DebateRunner) -> D
 def _starter(settings: Settings, runner: DebateRunner) -> Starter:
     if settings.debate_launch == "systemd":
         return CommandStarter(settings)
-    from dagster_project.ray_jobs import RayStarter  # imports Ray's client of jobs, for this way only
+    from dagster_project.launching.ray_jobs import RayStarter  # imports Ray's client of jobs, for this way only
 
     return RayStarter(settings, runner)
 

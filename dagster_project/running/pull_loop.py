@@ -4,8 +4,8 @@ import asyncio
 from contextlib import aclosing
 from typing import Final, Protocol
 
-from dagster_project.conductor import Conductor
-from dagster_project.runner import DebateRunner, OwnedElsewhere
+from dagster_project.running.conductor import Conductor
+from dagster_project.running.runner import DebateRunner, OwnedElsewhere
 from serve_app.bus.delivery import Delivery, WorkQueue
 from serve_app.errors import Unavailable
 from serve_app.ports import EventBus, Replicas, RunStore

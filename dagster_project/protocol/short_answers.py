@@ -27,6 +27,11 @@ _NUMBER: Final = re.compile(r"([$€£¥]?)([+-]?)([0-9]{1,3}(?:,[0-9]{3})+|0|[1
 _EDGES: Final = "*_`\"'\u201c\u201d\u2018\u2019"
 _STOPS: Final = ".,;:!?"
 _JOINS: Final = frozenset({"and", "or"})
+# After these a number is an amount. After another word it may be a version or a section: Python 3.10 is not Python 3.1.
+_BEFORE_AMOUNTS: Final = _JOINS | {
+    "is", "are", "was", "be", "equals", "about", "approximately", "around", "roughly", "exactly", "almost", "nearly", "just",
+    "only", "plus", "minus", "times", "by", "to", "than", "of", "at", "between", "think", "say", "get", "gives", "makes",
+}  # fmt: skip
 
 
 def short_answer(text: str) -> str | None:
@@ -43,7 +48,8 @@ def short_answer(text: str) -> str | None:
     raw = tail.casefold().split()
     if len(raw) > _MOST_WORDS:
         return None
-    words = [canonical for word in _without_article(raw) if (canonical := _word(word))]
+    told = _without_article(raw)
+    words = [canonical for before, word in zip(["", *told], told, strict=False) if (canonical := _word(word, before))]
     return " ".join(words) or None
 
 
@@ -55,20 +61,27 @@ def _without_article(words: list[str]) -> list[str]:
     return words if letter else words[1:]
 
 
-def _word(word: str) -> str:
+def _word(word: str, before: str) -> str:
+    """`before`: the word before it, as it stands, or an empty string."""
     bare = word.strip(_EDGES)
     if _FACTORIAL.search(bare) is None:  # 5! is not 5, nor n! n
         bare = bare.rstrip(_STOPS).rstrip(_EDGES).rstrip(_STOPS)
     if re.fullmatch(r"\(\w+\)", bare):
         bare = bare[1:-1]
     number = _NUMBER.fullmatch(bare)
-    return _number(number) if number else bare
+    return _number(number, amount=not _names(before)) if number else bare
 
 
-def _number(match: re.Match[str]) -> str:
+def _names(before: str) -> bool:
+    """Whether a number after this word may be its name, such as a version."""
+    return before.strip(_EDGES)[:1].isalpha() and before[-1:] not in _STOPS and before.strip(_EDGES) not in _BEFORE_AMOUNTS
+
+
+def _number(match: re.Match[str], *, amount: bool) -> str:
+    """Zeros at the end of the digits after the point say nothing of an amount."""
     currency, sign, whole, part, unit = match.groups(default="")
     value = Decimal(f"{whole.replace(',', '') or '0'}{part}")
-    digits = f"{value:f}".rstrip("0").rstrip(".") if part else f"{value:f}"
+    digits = f"{value:f}".rstrip("0").rstrip(".") if part and amount else f"{value:f}"
     return f"{currency}{'-' if sign == '-' and value else ''}{digits}{unit}"
 
 

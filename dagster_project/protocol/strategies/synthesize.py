@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dagster_project.bodies import bounded, without_extras
-from dagster_project.strategies.criteria import fall_back, foregone
-from dagster_project.terms import Draft, Verdict
-from dagster_project.texts import cut, quoted, share
+from dagster_project.protocol.bodies import bounded, without_extras
+from dagster_project.protocol.strategies.criteria import fall_back, foregone
+from dagster_project.protocol.terms import Draft, Verdict
+from dagster_project.protocol.texts import cut, quoted, share
 
 _QUESTION_CHARS: Final = 2400
 _ANSWER_CHARS: Final = 1600

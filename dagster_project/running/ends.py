@@ -64,12 +64,14 @@ async def let_wait(store: RunStore, run: Run, *, lease_s: float) -> None:
 
 
 async def give_up(store: RunStore, bus: EventBus, run: Run, tries: int) -> None:
-    """The last of so many tries came to nothing: tell whoever waits."""
+    """The last of so many tries came to nothing: tell whoever waits. A run that was cancelled meanwhile ends as that."""
     logger.error("run given up: it was delivered for the last time", delivery=tries)
-    why = Unavailable(f"the debate could not be finished in {tries} tries; retry")
     try:
-        publisher = await bus.open_run(run.trace_id, resume=True)
-        await settle(store, publisher, run, failed(why, Usage()))
+        record = await store.find(run.trace_id)
+        outcome = failed(Unavailable(f"the debate could not be finished in {tries} tries; retry"), Usage())
+        if record is not None and record.cancel_reason is not None:
+            outcome = cancelled(Cancelled.because(record.cancel_reason), Usage())
+        await settle(store, await bus.open_run(run.trace_id, resume=True), run, outcome)
     except AifactoryError as error:
         logger.error("and that could not be recorded", error=error.message)
 

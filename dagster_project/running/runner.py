@@ -14,12 +14,12 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunSta
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 
-from dagster_project.executor import StepHost, StopSwitch
 from dagster_project.jobs import QUIET_CONFIG, debate_job
 from dagster_project.resources import OUTPUTS, DebateRun, Desk, Embed
-from dagster_project.step_outputs import RunOutputs, StepOutputs
-from dagster_project.storage import PooledRunStorage
-from dagster_project.takes import Takes
+from dagster_project.running.takes import Takes
+from dagster_project.warm.executor import StepHost, StopSwitch
+from dagster_project.warm.step_outputs import RunOutputs, StepOutputs
+from dagster_project.warm.storage import PooledRunStorage
 from serve_app.runs import Run
 
 _LOCK_SPACE: Final = 7  # keeps our advisory locks apart from others in the database

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from dagster_project.strategies.criteria import by_answer, foregone
-from dagster_project.terms import Ballot, Draft, Verdict
+from dagster_project.protocol.strategies.criteria import by_answer, foregone
+from dagster_project.protocol.terms import Ballot, Draft, Verdict
 
 
 def vote_verdict(standing: Sequence[Draft]) -> Verdict:

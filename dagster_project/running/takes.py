@@ -25,7 +25,7 @@ from dagster_project.jobs import JOB, RUN_CONFIG
 from serve_app.runs import Run
 from serve_app.telemetry import logger
 
-_ROOT: Final = str(Path(__file__).resolve().parent.parent)
+_ROOT: Final = str(Path(__file__).resolve().parents[2])
 _NAMESPACE: Final = uuid.UUID("7f0a7c1e-5f0b-4c53-9a55-2d7b2c9f5a10")
 _MAX_TAKES: Final = 32
 _MAPPED: Final = {"plan": "argue", "review_1": "argue_2", "review_2": "argue_3"}  # which step opens which tasks

@@ -8,9 +8,9 @@ import string
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dagster_project.strategies.criteria import fall_back, foregone
-from dagster_project.terms import Ballot, Draft, Verdict
-from dagster_project.texts import quoted, share
+from dagster_project.protocol.strategies.criteria import fall_back, foregone
+from dagster_project.protocol.terms import Ballot, Draft, Verdict
+from dagster_project.protocol.texts import quoted, share
 
 # The judge must fit into a small context beside several answers.
 _QUESTION_CHARS: Final = 1600

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from dagster_project.strategies.criteria import fall_back, foregone
-from dagster_project.terms import Draft, Verdict
+from dagster_project.protocol.strategies.criteria import fall_back, foregone
+from dagster_project.protocol.terms import Draft, Verdict
 
 _SAME: Final = 1e-6  # embeddings are float32
 

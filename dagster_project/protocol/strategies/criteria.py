@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from dagster_project.short_answers import short_answer
-from dagster_project.terms import Ballot, Draft, StopReason, Verdict
+from dagster_project.protocol.short_answers import short_answer
+from dagster_project.protocol.terms import Ballot, Draft, StopReason, Verdict
 
 Why = Literal["tie", "judge_failed", "embedder_failed", "writer_failed"]
 _BY_MAJORITY: Final[dict[Why, StopReason]] = {

@@ -44,7 +44,7 @@ def open_instance(settings: Settings) -> DagsterInstance:
     config: dict[str, Any] = {
         "storage": {
             "custom": {
-                "module": "dagster_project.storage",
+                "module": "dagster_project.warm.storage",
                 "class": "WarmPostgresStorage",
                 "config": {"postgres_url": sqlalchemy_url(settings)},
             }
