@@ -1,16 +1,27 @@
 """Recall: ask the cache before asking a model. A cache that is away means miss."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final
 
 from serve_app.errors import Unavailable
 from serve_app.events import RecallReport
+from serve_app.guards import Guards, Reading, read
 from serve_app.ports import AnswerCache, CacheHit, Embedder
 from serve_app.runs import Answer, Run
 from serve_app.telemetry import count, logger
 
 SEMANTIC_MAX_CHARACTERS = 2000
 SEMANTIC_MAX_TOKENS = 128  # above this a vector says too little about what a text asks
+_INSTRUCTIONS: Final = ("system", "developer")  # roles that may stand before the question
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A stored answer to a similar question, marked provisional, and the entry that it comes from."""
+
+    answer: Answer
+    hit: CacheHit
 
 
 async def recall_exact(cache: AnswerCache, run: Run) -> Answer | None:
@@ -25,31 +36,56 @@ async def recall_exact(cache: AnswerCache, run: Run) -> Answer | None:
     return _marked(hit, "exact") if hit else None
 
 
-async def recall_semantic(cache: AnswerCache, run: Run) -> Answer | None:
-    """The stored answer to a question in the same scope that means the same, marked provisional."""
-    if not run.cache.reads or run.embedding is None:
+async def recall_semantic(cache: AnswerCache, guards: Guards, run: Run) -> Recalled | None:
+    """The stored answer to a question in the same scope that means the same, marked provisional.
+
+    Of the nearest few the first that no guard objects to.
+    """
+    text = run.question.last_user_text
+    if not run.cache.reads or run.embedding is None or text is None:
         return None
     try:
-        hit = await cache.nearest(run.question.scope, run.embedding, threshold=run.cache.threshold)
+        hits = await cache.nearest(run.question.scope, run.embedding, threshold=run.cache.threshold)
     except Unavailable as error:
         logger.warning("cache is away, counted as a miss", error=error.message)
         return None
-    return _marked(hit, "semantic") if hit else None
+    try:
+        asked = read(text)
+        return next((Recalled(_marked(hit, "semantic"), hit) for hit in hits if _passes(guards, asked, hit)), None)
+    except Exception as error:  # noqa: BLE001 - a guard of somebody else may raise anything
+        logger.opt(exception=error).warning("a guard broke, counted as a miss")
+        return None
 
 
-async def embed_question(embedder: Embedder | None, run: Run) -> Run:
-    """The run with the embedding of its last user text, where the cache may compare by meaning.
+def _passes(guards: Guards, asked: Reading, hit: CacheHit) -> bool:
+    if hit.question is None:
+        return False
+    veto = guards.veto(asked, read(hit.question))
+    if veto is not None:
+        count("aifactory_cache_vetoes_total", rule=veto.rule)
+        logger.info("a guard kept a stored answer back", rule=veto.rule, reason=veto.reason, stored=hit.trace_id)
+    return veto is None
 
-    Texts that the model would have to cut are matched exactly only: two long texts that differ near their end
-    would get one vector. So are texts that it cannot read (unknown tokens), which all look alike to it.
+
+async def embed_question(embedder: Embedder | None, guards: Guards, run: Run) -> Run:
+    """The run with the embedding of its last user text, where the cache may compare by meaning; else it is as it was.
+
+    Matched exactly only: texts that the model would have to cut (two that differ near their end would get one vector),
+    or cannot read (unknown tokens all look alike to it), or that a guard refuses; and what follows earlier turns, on
+    which the meaning of a last "yes, do that" depends.
     """
     text = run.question.last_user_text
-    if embedder is None or text is None or not text.strip() or not (run.cache.reads or run.cache.writes):
+    if embedder is None or text is None or not (run.cache.reads or run.cache.writes):
         return run
-    if len(text) > SEMANTIC_MAX_CHARACTERS:
+    if len(text) > SEMANTIC_MAX_CHARACTERS or any(m.get("role") not in _INSTRUCTIONS for m in run.question.messages[:-1]):
         return run  # before the tokenizer sees it: that works on the event loop
     try:
         if embedder.count_tokens(text) > SEMANTIC_MAX_TOKENS or embedder.has_unknown(text):
+            return run
+        veto = guards.refuse(read(text))
+        if veto is not None:
+            count("aifactory_cache_vetoes_total", rule=veto.rule)
+            logger.debug("this question is answered by its exact twin only", rule=veto.rule, reason=veto.reason)
             return run
         vectors: Sequence[list[float]] = await embedder.embed([text])
     except Exception as error:  # noqa: BLE001 - whatever breaks in the cache costs a hit, never the answer

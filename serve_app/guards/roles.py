@@ -1,0 +1,91 @@
+"""Who does what to whom: the order of words, and what relates them."""
+
+import re
+from typing import Final
+
+from serve_app.guards.guard import Guard
+from serve_app.guards.pair import Pair
+from serve_app.guards.reading import Reading
+
+_COMPOUNDING: Final = frozenset({"of", "for", "in", "at", "on"})  # "the password for guests" is "the guest password"
+
+
+class Roles(Guard):
+    """The words come in the same order, apart from a clause moved to the front, or a noun moved before its head."""
+
+    name = "roles"
+
+    def veto(self, pair: Pair) -> str | None:
+        """See Guard."""
+        if pair.asked.passive != pair.stored.passive and not _impersonal(pair):
+            return "other voice"
+        if pair.asked.owns != pair.stored.owns and pair.asked.keys("subject", "person") and pair.stored.keys("subject", "person"):
+            return "one has what the other is"
+        asked, stored = pair.sequences
+        if sorted(asked) != sorted(stored):
+            return None  # not this rule's business: order says nothing about different words
+        if asked != stored:
+            moved = _fronted(pair, asked, stored) or _compounded(pair, asked, stored) or _dated(pair, asked, stored)
+            moved = moved or _denied(pair, asked, stored)
+            return None if moved else "other order"
+        ours, theirs = set(pair.asked.keys("preposition")), set(pair.stored.keys("preposition"))
+        return "other relations" if ours - theirs and theirs - ours else None
+
+
+def _impersonal(pair: Pair) -> bool:
+    """What do I need? - What is needed?"""
+    return bool(pair.asked.keys("subject")) != bool(pair.stored.keys("subject"))
+
+
+def _fronted(pair: Pair, asked: list[str], stored: list[str]) -> bool:
+    """On the menu, what is vegan? - What is vegan on the menu?"""
+    turn = next((i for i in range(1, len(asked)) if asked[i:] + asked[:i] == stored), 0)
+    if not turn:
+        return False
+    return _comma_after(pair.asked, turn) or _comma_after(pair.stored, len(asked) - turn)
+
+
+def _comma_after(text: Reading, count: int) -> bool:
+    gap = text.core[text.meant[count - 1].at : text.meant[count].at]
+    return "," in gap and text.words[0].kind not in ("question", "modal")
+
+
+def _compounded(pair: Pair, asked: list[str], stored: list[str]) -> bool:
+    """The capital of Australia - Australia's capital; the password for guests - the guest password."""
+    start = next(i for i, (a, b) in enumerate(zip(asked, stored, strict=True)) if a != b)
+    end = len(asked) - next(i for i, (a, b) in enumerate(zip(reversed(asked), reversed(stored), strict=True)) if a != b)
+    ours, theirs = asked[start:end], stored[start:end]
+    turn = next((i for i in range(1, len(ours)) if ours[i:] + ours[:i] == theirs), 0)
+    if not turn:
+        return False
+    back = len(ours) - turn
+    return (_related(pair.asked, start + turn) and _adjoined(pair.stored, start + back)) or (
+        _related(pair.stored, start + back) and _adjoined(pair.asked, start + turn)
+    )
+
+
+def _related(text: Reading, index: int) -> bool:
+    return bool(_between(text, index) & _COMPOUNDING)
+
+
+def _adjoined(text: Reading, index: int) -> bool:
+    return not _between(text, index)
+
+
+def _between(text: Reading, index: int) -> set[str]:
+    start, end = text.meant[index - 1].at, text.meant[index].at
+    return {w.low for w in text.words if start < w.at < end}
+
+
+def _denied(pair: Pair, asked: list[str], stored: list[str]) -> bool:
+    """Why is it not open? - Why isn't it open? But "not to open" stays what it is."""
+    once = asked.count("not") == 1 and not any(
+        re.search(r"\bnot to\b", side.core, re.IGNORECASE) for side in (pair.asked, pair.stored)
+    )
+    return once and [k for k in asked if k != "not"] == [k for k in stored if k != "not"]
+
+
+def _dated(pair: Pair, asked: list[str], stored: list[str]) -> bool:
+    """The World Cup in 2014 - the 2014 World Cup; the weather in Paris tomorrow - tomorrow's weather in Paris."""
+    times = [w.key for w in pair.asked.meant if w.kind == "date" or (w.kind == "number" and len(w.key) == 4 and w.key.isdigit())]
+    return len(times) == 1 and [k for k in asked if k != times[0]] == [k for k in stored if k != times[0]]
