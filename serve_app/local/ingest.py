@@ -60,16 +60,16 @@ class Ingested:
         )
 
 
-def ingest(dagster: str, path: Path, project: str, timeout_s: float) -> Ingested:
+def ingest(dagster: str, path: Path, project: str, timeout_s: float, *, allow_empty: bool = False) -> Ingested:
     """Run the job for one project and wait until it has ended. `dagster` is the address of its UI.
 
     Raises IngestError; after `timeout_s` the job goes on without us. Interrupted, it ends the job.
     """
     if not path.exists():
-        raise IngestError(f"{path} does not exist: name a folder of .txt and .md files, or one such file")
+        raise IngestError(f"{path} does not exist: name a folder of texts, Markdown, HTML and PDF files, or one such file")
     with httpx.Client(base_url=dagster, timeout=_ANSWER_S, trust_env=False) as http:
         page = _Page(http)
-        run_id = _launch(page, path.resolve(), project)
+        run_id = _launch(page, path.resolve(), project, allow_empty)
         try:
             status = _wait(page, run_id, timeout_s)
         except KeyboardInterrupt:
@@ -96,14 +96,14 @@ class _Page:
         return dict(result)
 
 
-def _launch(page: _Page, path: Path, project: str) -> str:
+def _launch(page: _Page, path: Path, project: str, allow_empty: bool) -> str:
     added = page.ask(_ADD_PROJECT, repository=_REPOSITORY, partitions=_PARTITIONS, project=project)
     if added["__typename"] not in ("AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError"):
         raise IngestError(f"project {project!r} cannot be a partition in Dagster: {added.get('message', added['__typename'])}")
     launched = page.ask(
         _LAUNCH,
         job={**_REPOSITORY, "jobName": JOB},
-        config={"ops": {"documents": {"config": {"path": str(path)}}}},
+        config={"ops": {"documents": {"config": {"path": str(path), "allow_empty": allow_empty}}}},
         tags=[{"key": "dagster/partition", "value": project}, {"key": "project", "value": project}],
     )
     if launched["__typename"] != "LaunchRunSuccess":
