@@ -25,10 +25,10 @@ from serve_app.settings import Settings
 AIFACTORY = str(Path(sys.executable).parent / "aifactory")
 
 
-async def first_token(http: httpx.AsyncClient, body: dict[str, Any]) -> tuple[float, list[float]]:
+async def first_token(http: httpx.AsyncClient, body: dict[str, Any], *, cache: str = "bypass") -> tuple[float, list[float]]:
     """Seconds to the first piece of text, and the gaps between the pieces."""
     started, stamps = time.perf_counter(), []
-    async with http.stream("POST", "/chat/completions", json={**body, "stream": True, "x_cache": {"mode": "bypass"}}) as response:
+    async with http.stream("POST", "/chat/completions", json={**body, "stream": True, "x_cache": {"mode": cache}}) as response:
         if response.status_code != 200:
             raise RuntimeError(f"{response.status_code}: {(await response.aread()).decode()}")
         async for line in response.aiter_lines():

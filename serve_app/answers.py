@@ -60,6 +60,7 @@ class AnswerBuilder:
             cache=end.cache,
             logprobs=tuple(self._choice(i).logprobs for i in order),
             extra=end.extra,
+            rag=end.rag,
         )
 
     def _choice(self, index: int) -> "_Choice":
@@ -130,6 +131,7 @@ def finished_event(outcome: Outcome) -> FinishedEvent:
         debate=answer.debate,
         cache=answer.cache,
         extra=answer.extra,
+        rag=answer.rag,
     )
 
 

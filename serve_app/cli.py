@@ -178,11 +178,12 @@ def ingest(
     path: Path,
     project: Annotated[str, typer.Option("--project", help="the project (tenant) that is to know it")],
     timeout_s: Annotated[float, typer.Option(help="how long to wait for the job")] = 3600,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="an empty folder forgets what came from it")] = False,
 ) -> None:
-    """Take in a folder of .txt and .md files (or one file) as documents of a project. Exit code 1 if a file was bad."""
+    """Take in a folder of text, Markdown, HTML and PDF files (or one file) for a project. Exit code 1 if a file was bad."""
     address = dagster_url(_running_state())
     with _interruptible(), console.status("ingesting …"):
-        done = ingest_path(address, path, project, timeout_s)
+        done = ingest_path(address, path, project, timeout_s, allow_empty=allow_empty)
     console.print(done.summary(), highlight=False, markup=False, soft_wrap=True)
     for name, fault in done.faults.items():
         Console(stderr=True).print(f"  {name}: {fault}", highlight=False, markup=False, soft_wrap=True)

@@ -6,50 +6,56 @@ One text at a time, on one thread: so a text has the same vector alone and in an
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from serve_app.errors import BadRequest, Overloaded
-from serve_app.model_files import resolve_embedding
+from serve_app.model_files import EmbeddingFiles, ModelError, resolve_embedding
 from serve_app.settings import Settings
 
-_MAX_TOKENS: Final = 256
 _MAX_PENDING: Final = 16_384  # texts waiting for a worker
 _TINY: Final = 1e-12
 
 
 class OnnxEmbedder:
-    """A sentence-transformers model of the BERT family: mean pooling, L2 norm. Close it when done."""
+    """A transformer that gives a vector per token, pooled and normalised as its configuration says. Close it when done.
 
-    def __init__(
-        self, model_path: Path, tokenizer_path: Path, model_id: str, *, workers: int = 2, cache_size: int = 2048
-    ) -> None:
+    Raises ModelError for a model whose inputs or outputs it does not understand.
+    """
+
+    def __init__(self, files: EmbeddingFiles, model_id: str, *, workers: int = 2, cache_size: int = 2048) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # two threads gain nothing on texts of this length
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session: Any = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
-        self._inputs = {node.name for node in self._session.get_inputs()}
-        self._tokenizer: Any = Tokenizer.from_file(str(tokenizer_path))
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(files.model), options, providers=["CPUExecutionProvider"])
+            self._tokenizer: Any = Tokenizer.from_file(str(files.tokenizer))
+        except Exception as error:
+            raise ModelError(f"{files.model.parent}: the embedding model cannot be loaded: {error}") from error
+        self._files = files
+        self._inputs = _known_inputs(self._session, files)
+        self._output = _token_vectors(self._session, files)
         # The file's own truncation and padding are for training.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._first, self._last = self._tokenizer.encode("").ids
-        self._unknown = self._tokenizer.token_to_id("[UNK]")
+        self._head, self._tail = _special_ids(self._tokenizer)
+        self._prompt_ids = list(self._tokenizer.encode(files.prompt, add_special_tokens=False).ids) if files.prompt else []
+        self._unknown = _unknown_id(self._tokenizer)
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._model_id = model_id
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()  # as float32: a list of floats takes eight times the room
         self._cache_size = cache_size
+        self._in_flight: dict[bytes, asyncio.Future[list[float]]] = {}
         self._pending = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="embed")
-        self._dimensions = len(self._vector([self._first, self._last]))
+        self._dimensions = len(self._vector(self._framed(self._tokenizer.encode("a", add_special_tokens=False).ids)))
 
     @property
     def model_id(self) -> str:
@@ -64,25 +70,31 @@ class OnnxEmbedder:
     @property
     def max_tokens(self) -> int:
         """Tokens of a text that count, the two special ones included; `embed` leaves out what is beyond."""
-        return _MAX_TOKENS
+        return self._files.max_tokens
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector per text. Raises errors.Overloaded when too many texts wait already."""
+    async def embed(self, texts: Sequence[str], *, unit: bool = True) -> list[list[float]]:
+        """One vector per text. Raises errors.Overloaded when too many texts wait already.
+
+        `unit`: of length one, whatever the model is meant to give. Otherwise as the model gives them.
+        """
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._cache}
-        found = {key: self._recall(key) for key in keys if key not in missing}
-        made = await self._run([(self._embed_text, text) for text in missing.values()])
-        for key, vector in zip(missing, made, strict=True):
-            found[key] = vector
-            self._remember(key, vector)
-        return [found[key] for key in keys]
+        found = {key: self._recall(key) for key in keys if key in self._cache}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        self._make_room(sum(key not in self._in_flight for key in missing))
+        # A text that another caller waits for is not embedded twice, and its vector is kept whoever gives up waiting.
+        made = await asyncio.gather(*(asyncio.shield(self._begin(key, text)) for key, text in missing.items()))
+        found |= dict(zip(missing, made, strict=True))
+        if self._files.normalized or not unit:
+            return [found[key] for key in keys]
+        return [_of_length_one(found[key]) for key in keys]
 
     async def embed_ids(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The same for texts given as token ids of this model's tokenizer. Raises BadRequest for an id it does not have."""
+        """Vectors as the model gives them, for texts as ids of its tokenizer. Raises BadRequest for an id it does not have."""
         for ids in token_ids:
             if any(not 0 <= token < self._vocabulary for token in ids):
                 raise BadRequest(f"input: token ids of {self._model_id} are 0 to {self._vocabulary - 1}", param="input")
-        return await self._run([(self._vector, self._framed(ids)) for ids in token_ids])
+        self._make_room(len(token_ids))
+        return list(await asyncio.gather(*(self._submit(self._vector, self._framed(ids)) for ids in token_ids)))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the whole text, the two special ones included; more than `max_tokens` means it would be cut."""
@@ -90,37 +102,70 @@ class OnnxEmbedder:
 
     def has_unknown(self, text: str) -> bool:
         """Whether the text has a token the model does not know: its vector then says little."""
-        return self._unknown in self._tokenizer.encode(text).ids
+        return self._unknown is not None and self._unknown in self._tokenizer.encode(text).ids
 
     def close(self) -> None:
         """Drop what waits and end the workers."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._cache.clear()
 
-    async def _run(self, jobs: Sequence[tuple[Any, Any]]) -> list[list[float]]:
-        if self._pending + len(jobs) > _MAX_PENDING:
+    def _make_room(self, texts: int) -> None:
+        if self._pending + texts > _MAX_PENDING:
             raise Overloaded(f"{self._pending} texts wait for an embedding already; try again in 1 s", retry_after_s=1)
-        loop = asyncio.get_running_loop()
-        self._pending += len(jobs)
-        try:
-            return list(await asyncio.gather(*(loop.run_in_executor(self._pool, work, argument) for work, argument in jobs)))
-        finally:
-            self._pending -= len(jobs)
+
+    def _begin(self, key: bytes, text: str) -> "asyncio.Future[list[float]]":
+        if key not in self._in_flight:
+            self._in_flight[key] = self._submit(self._embed_text, text)
+            self._in_flight[key].add_done_callback(lambda done: self._embedded(key, done))
+        return self._in_flight[key]
+
+    def _embedded(self, key: bytes, done: "asyncio.Future[list[float]]") -> None:
+        del self._in_flight[key]
+        if not done.cancelled() and done.exception() is None:
+            self._remember(key, done.result())
+
+    def _submit(self, work: Callable[[Any], list[float]], argument: Any) -> "asyncio.Future[list[float]]":
+        self._pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work, argument)
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _: object) -> None:
+        self._pending -= 1
 
     def _embed_text(self, text: str) -> list[float]:
         return self._vector(self._framed(self._tokenizer.encode(text, add_special_tokens=False).ids))
 
     def _framed(self, ids: Sequence[int]) -> list[int]:
-        inner = [token for token in ids if token not in (self._first, self._last)]
-        return [self._first, *inner[: _MAX_TOKENS - 2], self._last]
+        ids = list(ids)
+        if self._head and ids[: len(self._head)] == self._head:
+            ids = ids[len(self._head) :]  # a caller that counted in the special tokens
+        if self._tail and ids[-len(self._tail) :] == self._tail:
+            ids = ids[: -len(self._tail)]
+        room = self._files.max_tokens - len(self._head) - len(self._tail)
+        return [*self._head, *(self._prompt_ids + ids)[:room], *self._tail]
 
     def _vector(self, ids: Sequence[int]) -> list[float]:
         tokens = np.asarray([ids], dtype=np.int64)
-        feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
-        hidden = self._session.run(None, {name: feed[name] for name in self._inputs})[0][0]
-        mean = hidden.mean(axis=0)
-        unit: list[float] = (mean / max(float(np.linalg.norm(mean)), _TINY)).tolist()
-        return unit
+        count = tokens.shape[1]
+        feed = {
+            "input_ids": tokens,
+            "attention_mask": np.ones_like(tokens),
+            "token_type_ids": np.zeros_like(tokens),
+            "position_ids": np.arange(count, dtype=np.int64)[None, :],
+        }
+        hidden = self._session.run([self._output], {name: feed[name] for name in self._inputs})[0][0]
+        match self._files.pooling:
+            case "mean":
+                pooled = hidden.mean(axis=0)
+            case "cls":
+                pooled = hidden[0]
+            case "max":
+                pooled = hidden.max(axis=0)
+            case "lasttoken":
+                pooled = hidden[-1]
+        vector: list[float] = pooled.astype(np.float32).tolist()
+        return _of_length_one(vector) if self._files.normalized else vector
 
     def _recall(self, key: bytes) -> list[float]:
         self._cache.move_to_end(key)
@@ -137,11 +182,47 @@ class OnnxEmbedder:
 
 def load_embedder(settings: Settings) -> OnnxEmbedder:
     """The configured embedder. Raises model_files.ModelError when its files are missing or damaged. Takes about a second."""
-    files = resolve_embedding(settings.embedding_source)
     return OnnxEmbedder(
-        files.model,
-        files.tokenizer,
+        resolve_embedding(settings.embedding_source, settings.embedding_sha256),
         settings.embedding_model,
         workers=settings.embedding_workers,
         cache_size=settings.embedding_cache_size,
     )
+
+
+def _of_length_one(vector: Sequence[float]) -> list[float]:
+    raw = np.asarray(vector, np.float32)
+    unit: list[float] = (raw / max(float(np.linalg.norm(raw)), _TINY)).tolist()
+    return unit
+
+
+def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind a text."""
+    framed, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    before = next(n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
+    return framed[:before], framed[before + len(bare) :]
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    """The id that stands for what the tokenizer cannot read; None for one that reads bytes, and so everything."""
+    name = getattr(tokenizer.model, "unk_token", None) or next((t for t in ("[UNK]", "<unk>") if tokenizer.token_to_id(t)), None)
+    return None if name is None else tokenizer.token_to_id(name)
+
+
+def _known_inputs(session: Any, files: EmbeddingFiles) -> list[str]:
+    names = [node.name for node in session.get_inputs()]
+    strange = set(names) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
+    if strange or "input_ids" not in names:
+        raise ModelError(
+            f"{files.model} takes {', '.join(names)}: not the inputs of a text encoder; export it for feature extraction"
+        )
+    return names
+
+
+def _token_vectors(session: Any, files: EmbeddingFiles) -> str:
+    """The output with one vector per token: (1, tokens, dimensions)."""
+    outputs = {str(node.name): len(node.shape) for node in session.get_outputs()}
+    for name in ("last_hidden_state", "token_embeddings", *outputs):
+        if outputs.get(name) == 3:
+            return name
+    raise ModelError(f"{files.model} gives {', '.join(outputs)}: no vector per token; export it for feature extraction")

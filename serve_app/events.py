@@ -78,6 +78,33 @@ class RecallReport(_Body):
     provisional: bool = False
 
 
+class SourceReport(_Body):
+    """One passage that an answer may rest on: which document, its name, the number of the chunk in it, and how well it fits.
+
+    `score` is the fused rank, `similarity` the cosine to the question.
+    """
+
+    document_id: str
+    name: str
+    position: int
+    score: float
+    similarity: float
+
+
+class RagReport(_Body):
+    """What the documents had to do with an answer: the `rag` object of `x_factory`. `note` says why none were used."""
+
+    relevant: bool
+    used: int = 0
+    sources: tuple[SourceReport, ...] = ()
+    note: str | None = None
+
+    def facts(self, *, sources: bool) -> dict[str, Any]:
+        """The JSON object as clients see it."""
+        told = self.model_dump(mode="json", include={"relevant", "used", *(("sources",) if sources else ())})
+        return told | ({"note": self.note} if self.note else {})
+
+
 class ChoiceEnd(_Body):
     """How one choice of an answer ended."""
 
@@ -148,6 +175,7 @@ class FinishedEvent(_Body):
     choices: tuple[ChoiceEnd, ...] = ()
     debate: DebateReport | None = None
     cache: RecallReport | None = None
+    rag: RagReport | None = None
     extra: dict[str, Any] | None = None  # response-level fields of the engine, such as system_fingerprint
 
 

@@ -58,6 +58,7 @@ class CacheHit:
     answer: Answer
     similarity: float
     created_at: float
+    question: str | None = None  # the text that was asked; only from `nearest`
 
 
 class RunStore(Protocol):
@@ -137,8 +138,8 @@ class AnswerCache(Protocol):
         """A live entry for exactly this question."""
         ...
 
-    async def nearest(self, scope: str, embedding: Sequence[float], *, threshold: float) -> CacheHit | None:
-        """The live entry in `scope` that is nearest to `embedding`, if its cosine similarity reaches `threshold`."""
+    async def nearest(self, scope: str, embedding: Sequence[float], *, threshold: float) -> Sequence[CacheHit]:
+        """The 3 live entries in `scope` nearest to `embedding` with at least that cosine similarity, nearest first."""
         ...
 
 
@@ -287,8 +288,8 @@ class Embedder(Protocol):
     @property
     def dimensions(self) -> int: ...
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One L2-normalised vector per text; a text over the model's limit is cut to it."""
+    async def embed(self, texts: Sequence[str], *, unit: bool = True) -> list[list[float]]:
+        """One vector per text, L2-normalised or (`unit` false) as the model gives them; a text over the limit is cut to it."""
         ...
 
     @property

@@ -3,20 +3,22 @@
 import hashlib
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
 import orjson
 
-from serve_app.events import ChoiceEnd, DebateReport, FinishReason, RecallReport, Usage
+from serve_app.events import ChoiceEnd, DebateReport, FinishReason, RagReport, RecallReport, Usage
 
 Route = Literal["direct", "rag", "workflow"]
-SCOPE_VERSION: Final = 1
+SCOPE_VERSION: Final = 2  # counts up whenever what a scope is made of changes: entries of before are then no candidates
 
-# What does not change the answer is not part of the question.
+# What does not change the answer is not part of the question, nor sent to the engine. (model and messages have fields of
+# their own.) The last four are hints of OpenAI's that only its own service knows; SDKs send some of them per user.
 _NOT_ASKED: Final = frozenset(
     {"stream", "stream_options", "user", "metadata", "store", "model", "messages", "request_id", "priority"}
+    | {"safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"}
 )
 
 
@@ -43,7 +45,8 @@ class Question:
     """What a caller asked, without how it wants the answer delivered.
 
     `params` holds every standard field of the body that can change the answer (sampling, tools, stop …).
-    `debate` is the resolved debate specification on the workflow route.
+    `debate` is the resolved debate specification on the workflow route. On route rag, `rag` says how evidence is looked
+    for, and `corpus` is the version of what the project knows.
     """
 
     project: str
@@ -53,11 +56,18 @@ class Question:
     messages: list[dict[str, Any]]
     params: dict[str, Any] = field(default_factory=dict)
     debate: dict[str, Any] | None = None
+    rag: dict[str, Any] | None = None
+    corpus: str | None = None
 
     @property
     def req_id(self) -> str:
         """sha256 of the canonical question, 64 hex digits."""
         return _digest({"messages": self.messages, **self._rest()})
+
+    @property
+    def asked_id(self) -> str:
+        """The same without the corpus: what the caller has said. The same body gives the same one for ever."""
+        return replace(self, corpus=None).req_id
 
     @property
     def model_id(self) -> str:
@@ -72,15 +82,21 @@ class Question:
         content = self.messages[-1].get("content")
         if isinstance(content, str):
             return content
-        if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-            return "\n".join(str(p.get("text", "")) for p in content)
+        if isinstance(content, list) and content and all(_is_text(part) for part in content):
+            return "\n".join(part["text"] for part in content)
         return None
 
     @property
     def scope(self) -> str:
-        """sha256 of all that must be equal for a semantic hit: everything but the last user text."""
-        last = {k: v for k, v in self.messages[-1].items() if k != "content"} if self.messages else {}
-        return _digest({"scope": SCOPE_VERSION, "earlier": self.messages[:-1], "last": last, **self._rest()})
+        """sha256 of all that must be equal for a semantic hit: everything but the last user text, 64 hex digits."""
+        last = dict(self.messages[-1]) if self.messages else {}
+        frame: list[Any] | None = None
+        if self.last_user_text is not None:
+            # The text goes, its frame stays: how many parts it had, and what else stood in them.
+            content = last.pop("content")
+            frame = None if isinstance(content, str) else [{k: v for k, v in p.items() if k != "text"} for p in content]
+        version = {"scope": SCOPE_VERSION}
+        return _digest({**version, "earlier": self.messages[:-1], "last": last, "frame": frame, **self._rest()})
 
     def _rest(self) -> dict[str, Any]:
         return {
@@ -89,13 +105,19 @@ class Question:
             "model": self.model,
             "adapter": self.adapter,
             "params": self.params,
-            "debate": self.debate,
+            # `drafts` says only what a stream shows of it.
+            "debate": self.debate and {k: v for k, v in self.debate.items() if k != "drafts"},
+            **({"rag": self.rag, "corpus": self.corpus} if self.route == "rag" else {}),
         }
 
 
 def answer_params(body: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request body that can change its answer; unset ones dropped."""
     return {k: v for k, v in body.items() if k not in _NOT_ASKED and not k.startswith("x_") and v is not None}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _digest(value: Any) -> str:
@@ -106,17 +128,17 @@ def _digest(value: Any) -> str:
 class CachePolicy:
     """How a request wants the cache used. threshold is a cosine similarity; 0 is a value. ttl_s in seconds."""
 
-    mode: Literal["use", "refresh", "bypass", "only"] = "use"
+    mode: Literal["use", "refresh", "bypass", "only", "provisional"] = "use"
     threshold: float = 0.92
     ttl_s: int = 86_400
 
     @property
     def reads(self) -> bool:
-        return self.mode in ("use", "only")
+        return self.mode in ("use", "only", "provisional")
 
     @property
     def writes(self) -> bool:
-        return self.mode in ("use", "refresh")
+        return self.mode in ("use", "refresh", "provisional")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +166,11 @@ class Run:
         return self.question.route
 
     @property
+    def claim_id(self) -> str:
+        """What a second request of this key must equal. A caller's own key goes on to mean its body when documents change."""
+        return self.question.asked_id if self.keyed and self.question.corpus is not None else self.req_id
+
+    @property
     def seconds_left(self) -> float:
         return self.deadline - time.time()
 
@@ -165,6 +192,7 @@ class Answer:
     cache: RecallReport | None = None  # set when the answer came from the cache
     logprobs: tuple[dict[str, Any] | None, ...] = ()
     extra: dict[str, Any] | None = None
+    rag: RagReport | None = None
 
     @property
     def text(self) -> str:

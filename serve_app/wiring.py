@@ -15,9 +15,11 @@ from serve_app.replicas.client import ServeReplicas
 from serve_app.settings import Settings
 from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.api_keys import ApiKeys
+from serve_app.store.documents import PostgresDocuments
 from serve_app.store.launches import PostgresLaunches
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
+from serve_app.store.trust import PostgresCacheTrust
 
 _PROBE_TIMEOUT_S = 3.0
 
@@ -31,6 +33,8 @@ class Parts:
     launches: PostgresLaunches
     cache: PostgresAnswerCache
     keys: ApiKeys
+    documents: PostgresDocuments
+    trust: PostgresCacheTrust
     nats: NatsConnection
     bus: NatsEventBus
     queue: WorkQueue
@@ -79,6 +83,8 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
         launches=PostgresLaunches(pool),
         cache=PostgresAnswerCache(pool),
         keys=ApiKeys(pool),
+        documents=PostgresDocuments(pool),
+        trust=PostgresCacheTrust(pool),
         nats=connection,
         bus=bus,
         queue=queue,

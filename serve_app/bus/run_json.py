@@ -10,6 +10,7 @@ import orjson
 from serve_app.runs import CachePolicy, Question, Run
 
 VERSION: Final = 1
+_NEW: Final = ("rag", "corpus")  # left out where unset: a worker of the version before does not know them
 
 
 def encode_run(run: Run) -> bytes:
@@ -17,7 +18,8 @@ def encode_run(run: Run) -> bytes:
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     if run.dagster_run_id is None:
         del fields["dagster_run_id"]  # most runs have none, and a worker of the version before knows no such field
-    fields["question"] = dataclasses.asdict(run.question)
+    question = dataclasses.asdict(run.question)
+    fields["question"] = {k: v for k, v in question.items() if v is not None or k not in _NEW}
     fields["cache"] = dataclasses.asdict(run.cache)
     if run.embedding is not None:
         fields["embedding"] = base64.b64encode(np.asarray(run.embedding, dtype="<f4").tobytes()).decode()

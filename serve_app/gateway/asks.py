@@ -9,6 +9,7 @@ from serve_app.configured import DEBATE_MODEL_ID
 from serve_app.errors import BadRequest, Forbidden
 from serve_app.gateway.schema import ChatRequest
 from serve_app.lifecycle.reply import Ask
+from serve_app.lifecycle.research import rag_terms
 from serve_app.ports import Replicas
 from serve_app.runs import CachePolicy, Question, Route, answer_params
 from serve_app.settings import Settings
@@ -16,8 +17,12 @@ from serve_app.settings import Settings
 # What a debate cannot carry: its answer is one text. Refused, because dropping it silently would answer another question.
 _NOT_IN_A_DEBATE = (
     "tools", "functions", "tool_choice", "function_call", "n", "logprobs", "top_logprobs", "prompt_logprobs", "modalities",
+    "continue_final_message", "add_generation_prompt",  # debaters, judge and writer answer messages of their own making
 )  # fmt: skip
-_NO_EFFECT: Mapping[str, object] = {"n": 1, "logprobs": False, "tool_choice": "none", "modalities": ["text"]}
+_NO_EFFECT: Mapping[str, object] = {
+    "n": 1, "logprobs": False, "tool_choice": "none", "modalities": ["text"],
+    "continue_final_message": False, "add_generation_prompt": True,
+}  # fmt: skip
 _KEY_MAX = 255
 
 
@@ -67,6 +72,7 @@ def build_ask(
         messages=body["messages"],
         params=answer_params(body),
         debate=spec,
+        rag=rag_terms(settings, request.x_rag.top_k if request.x_rag else None) if route == "rag" else None,
     )
     return Ask(
         trace_id=trace_id,
@@ -92,7 +98,7 @@ def cache_policy(request: ChatRequest, headers: Mapping[str, str], settings: Set
     if not settings.cache_enabled:
         mode = "bypass"
     return CachePolicy(
-        mode=mode,  # type: ignore[arg-type]  # one of the four, by construction
+        mode=mode,  # type: ignore[arg-type]  # one of the five, by construction
         threshold=settings.cache_threshold if field is None or field.threshold is None else field.threshold,
         ttl_s=settings.cache_ttl_s if field is None or field.ttl_s is None else field.ttl_s,
     )
@@ -108,10 +114,16 @@ def _route(request: ChatRequest) -> Route:
         raise BadRequest(
             f"model 'debate' means x_route=workflow, but x_route is {route!r}", param="x_route", code="invalid_value"
         )
-    if route == "rag":
-        raise BadRequest("x_route 'rag' is not available yet; use 'direct' or 'workflow'", param="x_route", code="unsupported")
+    if request.x_rag is not None and route != "rag":
+        raise BadRequest(f"x_rag needs x_route=rag, but x_route is {route!r}", param="x_rag", code="invalid_value")
     if request.x_debate is not None and route != "workflow":
         raise BadRequest("x_debate needs x_route=workflow or model 'debate'", param="x_debate", code="invalid_value")
+    if request.x_cache is not None and request.x_cache.mode == "provisional" and route != "workflow":
+        raise BadRequest(
+            "x_cache.mode 'provisional' needs x_route=workflow or model 'debate'",
+            param="x_cache",
+            code="invalid_value",
+        )
     return route
 
 

@@ -38,6 +38,8 @@ class Gateway:
             replicas=parts.replicas,
             embedder=parts.embedder,
             audience=parts.audience,
+            documents=parts.documents,
+            trust=parts.trust,
         )
         self._state = GatewayState(
             settings=self._settings,

@@ -33,8 +33,8 @@ async def streamed(request: Request, reply: Reply, *, include_usage: bool, draft
     reader = Reader(reply)
     keepalive_s = state_of(request).settings.keepalive_s
     try:
-        # The client may leave before there is anything to send it.
-        waited = await unless_left(request, _first(reader, keepalive_s))
+        # The client may leave before there is anything to send it. A provisional answer is there at once.
+        waited = (None,) if reply.provisional else await unless_left(request, _first(reader, keepalive_s))
     except AifactoryError as error:
         await reader.close()
         return error_response(error, headers_of(reply))
@@ -77,6 +77,11 @@ def headers_of(reply: Reply) -> dict[str, str]:
     headers = {"x-trace-id": reply.trace_id, "x-route": reply.route, "x-cache": reply.cache.result}
     if reply.cache.similarity is not None:
         headers["x-cache-similarity"] = f"{reply.cache.similarity:.4f}"
+    near = reply.provisional
+    if near is not None:
+        headers["x-cache-similarity"] = f"{near.hit.similarity:.4f}"
+    if near is not None or reply.cache.provisional:
+        headers["x-cache-provisional"] = "true"
     if reply.replayed:
         headers["idempotent-replayed"] = "true"
     return headers

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -17,12 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused, Overloaded
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.intake import Intake
 from serve_app.lifecycle.handle import Lifecycle
 from serve_app.settings import Settings
 from serve_app.telemetry import count, logger
 
 Probe = Callable[[], Awaitable[Mapping[str, str]]]
-_LIMITED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})  # cancelling must work when all is full
+# Cancelling must work when all is full.
+_LIMITED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/documents"})
 CLIENT_LEFT = 499
 RETRY_AFTER_MAX_S = 120  # the OpenAI SDKs do not retry at all past this
 
@@ -43,6 +45,7 @@ class GatewayState:
     auth: Authenticator
     probe: Probe
     started: int  # Unix seconds
+    intake: Intake = field(default_factory=Intake)
 
 
 def build_http_app(

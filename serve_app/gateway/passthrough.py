@@ -122,7 +122,7 @@ async def _embed(embedder: Embedder, value: str | list[str] | list[int] | list[l
                 param="input",
                 code="context_length_exceeded",
             )
-    return await (embedder.embed(items) if texts else embedder.embed_ids(items)), sum(sizes)
+    return await (embedder.embed(items, unit=False) if texts else embedder.embed_ids(items)), sum(sizes)
 
 
 def _encoded(vector: list[float], encoding: str | None) -> list[float] | str:

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from serve_app.configured import DEBATE_MODEL_ID
 from serve_app.errors import NotFound
-from serve_app.gateway import passthrough, runs_api
+from serve_app.gateway import documents_api, passthrough, runs_api
 from serve_app.gateway.asks import build_ask
 from serve_app.gateway.exchange import caller_of, headers_of, streamed, whole
 from serve_app.gateway.http_app import GatewayState, OrjsonResponse, read_body, state_of
@@ -18,6 +18,7 @@ from serve_app.telemetry import bound
 router = APIRouter()
 router.include_router(passthrough.router)
 router.include_router(runs_api.router)
+router.include_router(documents_api.router)
 
 
 @router.get("/healthz")
@@ -73,6 +74,7 @@ async def chat(request: Request) -> Response:
     with bound(trace_id, request_id=request.state.request_id):
         reply = await state.lifecycle.handle(ask)
         request.state.error_headers = headers_of(reply)
+        reply.sources = parsed.x_rag is not None and parsed.x_rag.sources
         if not parsed.stream:
             return await whole(request, reply)
         drafts = parsed.x_debate is None or parsed.x_debate.drafts

@@ -34,6 +34,7 @@ async def get_run(request: Request, trace_id: str) -> Response:
             "usage": row.usage,
             "winner": answer.winner if answer else None,
             "debate": answer.debate.facts() if answer and answer.debate else None,
+            "rag": answer.rag.facts(sources=True) if answer and answer.rag else None,
             "error": row.error,
             "dagster_run_id": row.dagster_run_id,
         },

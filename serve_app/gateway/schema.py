@@ -16,7 +16,7 @@ T = TypeVar("T", bound=BaseModel)
 _UNION_TAGS = frozenset({"str", "int"})  # pydantic puts the branch of a union into the path
 _DEEPEST = 64  # levels of JSON; more cannot be written again
 
-EXTENSIONS = ("x_route", "x_adapter", "x_project", "x_cache", "x_debate", "x_timeout_s")
+EXTENSIONS = ("x_route", "x_adapter", "x_project", "x_cache", "x_debate", "x_rag", "x_timeout_s")
 
 
 class _Closed(BaseModel):
@@ -26,9 +26,26 @@ class _Closed(BaseModel):
 class CacheField(_Closed):
     """x_cache: how the cache is used for this request."""
 
-    mode: Literal["use", "refresh", "bypass", "only"] = "use"
+    mode: Literal["use", "refresh", "bypass", "only", "provisional"] = "use"
     threshold: float | None = Field(None, ge=0, le=1)
     ttl_s: int | None = Field(None, ge=1, le=31_536_000)
+
+
+class RagField(_Closed):
+    """x_rag: how documents are used for this request. `sources`: tell which passages the answer rests on."""
+
+    top_k: int | None = Field(None, ge=1, le=50)
+    sources: bool = False
+
+
+class DocumentRequest(_Closed):
+    """POST /v1/documents with a JSON body: `text`, or `content` (base64 of a file) with its `media_type`."""
+
+    name: str = Field(min_length=1, max_length=512)
+    text: str | None = None
+    content: str | None = None
+    media_type: str | None = Field(None, max_length=128)
+    x_project: str | None = Field(None, min_length=1, max_length=128)
 
 
 class Message(BaseModel):
@@ -70,6 +87,7 @@ class ChatRequest(_Request):
     x_route: Literal["direct", "rag", "workflow"] | None = None
     x_cache: CacheField | None = None
     x_debate: DebateField | None = None
+    x_rag: RagField | None = None
 
 
 class CompletionRequest(_Request):

@@ -54,6 +54,14 @@ class Renderer:
                 chunks = []
         return [_frame(chunk, event.seq) for chunk in chunks]
 
+    def preface(self) -> list[bytes]:
+        """What a client may show until the answer that counts comes: never as content, which would mix the two."""
+        near = self._reply.provisional
+        if near is None:
+            return []
+        chunk = self._chunk(0, {"role": "assistant", "reasoning_content": near.answer.text})
+        return [_frame({**chunk, "x_provisional": True}, None)]
+
     def _end(self, seq: int, end: FinishedEvent) -> list[bytes]:
         if end.reason in ("error", "cancelled"):
             return [error_frame(error_of(end), seq)]
@@ -146,6 +154,8 @@ class EventStream(StreamingResponse):
 
     async def _frames(self, event: RunEvent | None, renderer: Renderer, keepalive_s: float) -> AsyncIterator[bytes]:
         try:
+            for frame in renderer.preface():
+                yield frame
             while True:
                 if event is None:
                     yield KEEPALIVE
@@ -210,8 +220,13 @@ def x_factory(reply: Reply, end: FinishedEvent) -> dict[str, Any]:
     """The one extension object of an answer."""
     report = end.cache if end.cache is not None and reply.cache.result != "attached" else reply.cache
     fields: dict[str, Any] = {"trace_id": reply.trace_id, "route": reply.route, "cache": report.model_dump()}
+    if reply.provisional is not None:
+        near = reply.provisional
+        fields["provisional"] = {"content": near.answer.text, "similarity": round(near.hit.similarity, 4)}
     if end.debate is not None:
         fields["debate"] = end.debate.facts()
+    if end.rag is not None:
+        fields["rag"] = end.rag.facts(sources=reply.sources)
     return fields
 
 

@@ -55,7 +55,7 @@ async def admit(store: RunStore, run: Run, *, lease_s: float) -> Execute | Attac
     if claim.claimed:
         owned = replace(run, attempt=record.attempt)
         return Execute(owned, record.created_at, seen_before=record.created_at < run.started - 0.001 or record.attempt > 1)
-    if record.req_id != run.req_id:
+    if record.req_id != run.claim_id:
         raise KeyReused(
             "this Idempotency-Key was used with another request body; use a new key for a new request", param="Idempotency-Key"
         )

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from serve_app.answers import AnswerBuilder, cancelled, failed, succeeded
 from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
 from serve_app.lifecycle.admit import Execute
+from serve_app.lifecycle.research import Findings, Research, is_too_long
 from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import finish_unrecorded, settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
@@ -32,6 +34,7 @@ class DirectRun:
         publisher: RunPublisher,
         backoff: Backoff,
         unrecorded: Callable[[Run, Outcome], None],
+        research: Research | None = None,
     ) -> None:
         self.run = admitted.run
         self._recorded = admitted.recorded
@@ -40,6 +43,8 @@ class DirectRun:
         self._publisher = publisher
         self._backoff = backoff
         self._unrecorded = unrecorded
+        self._research = research
+        self._findings: Findings | None = None  # of route rag
         self._builder = AnswerBuilder(admitted.run.question.model_id)
         self._task: asyncio.Task[None] | None = None
         self._stop_reason: str | None = None
@@ -93,10 +98,12 @@ class DirectRun:
 
     async def _answer(self) -> Outcome:
         """Ask until a replica speaks, within the bounds of the backoff."""
+        if self._research is not None and self.run.route == "rag":
+            self._findings = await self._research.find(self.run.question)
         for retry in range(self._backoff.retries + 1):
             try:
                 # A name of its own: the engine may not have let go of the one before.
-                return await self._stream(self.run.trace_id if retry == 0 else f"{self.run.trace_id}-{retry}")
+                return await self._with_less_evidence(self.run.trace_id if retry == 0 else f"{self.run.trace_id}-{retry}")
             except AifactoryError as error:
                 pause = self._backoff.pause(error, retry, seconds_left=self.run.seconds_left)
                 if pause is None or not self._builder.empty:
@@ -106,9 +113,21 @@ class DirectRun:
             await asyncio.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
+    async def _with_less_evidence(self, request_id: str) -> Outcome:
+        """Ask; a prompt that is too long loses evidence and is asked again, until it is the client's own."""
+        while True:
+            try:
+                return await self._stream(request_id)
+            except AifactoryError as error:
+                less = self._findings.fewer() if self._findings is not None else None
+                if less is None or not is_too_long(error) or not self._builder.empty:
+                    raise
+                self._findings = less
+                request_id += "-less"
+
     async def _stream(self, request_id: str) -> Outcome:
-        question = self.run.question
-        body = {**question.params, "messages": question.messages}
+        question, findings = self.run.question, self._findings
+        body = {**question.params, "messages": findings.messages(question) if findings else question.messages}
         roles: list[RoleEvent] | None = []  # held back until there is a token, so that a retry does not repeat them
         stream = self._replicas.stream(question.model, question.adapter, body, request_id=request_id)
         try:
@@ -120,12 +139,13 @@ class DirectRun:
                     roles.append(event)
                     continue
                 if roles is not None:
-                    observe("aifactory_time_to_first_token_seconds", time.time() - self.run.started, route="direct")
+                    observe("aifactory_time_to_first_token_seconds", time.time() - self.run.started, route=self.run.route)
                     for role in roles:
                         await self._publisher.emit(role)
                     roles = None
                 if isinstance(event, FinishedEvent):
-                    return succeeded(self._builder.answer(event))
+                    answer = self._builder.answer(event)
+                    return succeeded(replace(answer, rag=findings.report()) if findings else answer)
                 await self._publisher.emit(event)
         finally:
             await stream.aclose()  # closing it early aborts the request in the engine

@@ -5,31 +5,36 @@ READ THIS FIRST. A `Lifecycle` knows ports only: the log, the cache, the bus, th
 
 import asyncio
 import time
-from collections import deque
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
 from serve_app.answers import failed, replay, succeeded
+from serve_app.documents import Documents
 from serve_app.errors import AifactoryError, NotFound, Unavailable
 from serve_app.events import FinishedEvent, RecallReport, Usage
+from serve_app.guards import load_guards
 from serve_app.lifecycle.admit import Attach, Execute, Replay, admit
 from serve_app.lifecycle.direct import DirectRun, record
 from serve_app.lifecycle.local_runs import LocalRuns
 from serve_app.lifecycle.readers import Readers
-from serve_app.lifecycle.recall import count_recall, embed_question, recall_exact, recall_semantic
+from serve_app.lifecycle.recall import Recalled, count_recall, embed_question, recall_exact, recall_semantic
 from serve_app.lifecycle.replays import ended_with, untold_end
 from serve_app.lifecycle.reply import Ask, Reply, held_or_recorded, replay_recorded, reply_to
+from serve_app.lifecycle.research import Research
 from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import not_recalled
 from serve_app.lifecycle.stopping import stop_run
 from serve_app.lifecycle.sweep import Sweeper, waiting_lease_s
+from serve_app.lifecycle.upkeep import RunUpkeep
+from serve_app.lifecycle.verify import Verifier
 from serve_app.lifecycle.watch import Watch
 from serve_app.ports import AnswerCache, Audience, Embedder, EventBus, Replicas, RunPublisher, RunQueue, RunRecord, RunStore
-from serve_app.runs import Answer, Outcome, Run
+from serve_app.runs import Answer, Run
 from serve_app.settings import Settings
 from serve_app.tasks import TaskOwner
-from serve_app.telemetry import bound, logger
+from serve_app.telemetry import bound
+from serve_app.trust import CacheTrust
 
 _GRACE_S = 5.0  # a run's own deadline speaks before its reader's
 
@@ -48,6 +53,8 @@ class Lifecycle:
         replicas: Replicas,
         embedder: Embedder | None,
         audience: Audience,
+        documents: Documents,
+        trust: CacheTrust | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -56,17 +63,24 @@ class Lifecycle:
         self.queue = queue
         self.replicas = replicas
         self.embedder = embedder
+        self.guards = load_guards(settings.cache_guards)
+        self.documents = documents
+        self.research = Research(documents=documents, embedder=embedder, replicas=replicas)
         self.local_runs = LocalRuns(settings.gateway_max_ongoing_requests)
         self._tasks = TaskOwner()
-        # Ends that were said while the log was away, to be recorded when it is back: else a sweeper says another.
-        self._unrecorded: deque[tuple[Run, Outcome]] = deque(maxlen=settings.gateway_max_ongoing_requests)
+        self.upkeep = RunUpkeep(store, self.local_runs, lease_s=settings.lease_s, most=settings.gateway_max_ongoing_requests)
         self._stop = partial(stop_run, store=store, bus=bus, local_runs=self.local_runs)
+        self.verifier = (
+            Verifier(lambda: self.settings, store, trust, replicas, embedder, self._tasks, busy=lambda: len(self.local_runs))
+            if trust is not None and embedder is not None
+            else None
+        )
         self.readers = Readers(audience=audience, stop=self._stop, tasks=self._tasks)
 
     async def start(self) -> None:
         """Listen for cancels and keep the leases of our runs."""
         await self.bus.on_cancel(lambda trace_id, reason: void(self.local_runs.stop(trace_id, reason)))
-        self._tasks.spawn(self._keep_leases(), name="keep leases")
+        self._tasks.spawn(self.upkeep.run(), name="keep leases")
         self._tasks.spawn(Sweeper(self.settings, store=self.store, bus=self.bus, queue=self.queue).run(), name="sweep")
 
     async def close(self) -> None:
@@ -86,6 +100,8 @@ class Lifecycle:
             raise
 
     async def _handle(self, ask: Ask) -> Reply:
+        if ask.question.route == "rag":
+            ask = replace(ask, question=await self.research.of_now(ask.question))
         run = _new_run(ask)
         with bound(run.trace_id, route=run.route):
             if not run.keyed and (answer := await recall_exact(self.cache, run)):
@@ -96,13 +112,18 @@ class Lifecycle:
             lease_s = self.settings.lease_s
             if run.route == "workflow":
                 lease_s = waiting_lease_s(run, lease_s)  # it may wait in the queue until its deadline
-            match await admit(self.store, run, lease_s=lease_s):
-                case Replay(record=row):
-                    return replay_recorded(row, shared=not run.keyed)
-                case Attach(record=row):
-                    return await self._attach(row, deadline=run.deadline)
-                case Execute() as admitted:
-                    return await self._execute(admitted)
+            # While the log is asked: most questions are new, and then the vector is wanted next.
+            embedding = self._tasks.spawn(embed_question(self.embedder, self.guards, run), name="embed", awaited=True)
+            try:
+                match await admit(self.store, run, lease_s=lease_s):
+                    case Replay(record=row):
+                        return replay_recorded(row, shared=not run.keyed)
+                    case Attach(record=row):
+                        return await self._attach(row, deadline=run.deadline)
+                    case Execute() as admitted:
+                        return await self._execute(admitted, embedding)
+            finally:
+                embedding.cancel()
 
     async def attach(self, row: RunRecord, *, after: int = -1) -> Reply:
         """Read an existing run along, from event `after` + 1 on: GET /v1/runs/{trace_id}/events."""
@@ -121,7 +142,7 @@ class Lifecycle:
         if not row.status.terminal:
             await self._stop(row.trace_id, reason)
 
-    async def _execute(self, admitted: Execute) -> Reply:
+    async def _execute(self, admitted: Execute, embedding: "asyncio.Task[Run]") -> Reply:
         """The run is ours: from here on it must reach an end, whatever happens."""
         stack, publisher = AsyncExitStack(), None
         try:
@@ -130,10 +151,13 @@ class Lifecycle:
                 publisher = await self.bus.open_run(admitted.run.trace_id)
             # An identical run may have ended between our first look and the claim.
             answer = await recall_exact(self.cache, admitted.run) if admitted.seen_before or admitted.run.keyed else None
+            near: Recalled | None = None
             if answer is None:
-                admitted = replace(admitted, run=await embed_question(self.embedder, admitted.run))
-                answer = await recall_semantic(self.cache, admitted.run)
+                admitted = replace(admitted, run=replace(admitted.run, embedding=(await embedding).embedding))
+                near = await recall_semantic(self.cache, self.guards, admitted.run)
             run = admitted.run
+            if near is not None and run.cache.mode != "provisional":
+                answer = near.answer
             if answer is not None:
                 publisher = publisher or await self.bus.open_run(run.trace_id)
             # There before the first event, also of a run that a worker publishes.
@@ -150,9 +174,21 @@ class Lifecycle:
             raise
         report = answer.cache if answer is not None and answer.cache else not_recalled(run)
         count_recall(report.result)
+        if near is not None:
+            self._learn(run, near, stack)
         watch = self._watch(run.trace_id, run.deadline + _GRACE_S, recorded=admitted.recorded)
         stack.push_async_callback(watch.close)
-        return reply_to(run, admitted.created, report, reading.until_end(watch.events(events)), stack)
+        shown = near if run.cache.mode == "provisional" else None
+        return reply_to(run, admitted.created, report, reading.until_end(watch.events(events)), stack, provisional=shown)
+
+    def _learn(self, run: Run, near: Recalled, stack: AsyncExitStack) -> None:
+        """Let the cache learn from a semantic answer: from a debate that went on behind it, or from a sample asked afresh."""
+        if self.verifier is None:
+            return
+        if run.cache.mode == "provisional":
+            stack.callback(self.verifier.offer_recorded, run, near.hit)
+        else:
+            self.verifier.offer(run, near.hit)
 
     def _start_direct(self, admitted: Execute, publisher: RunPublisher) -> None:
         backoff = Backoff.of(self.settings)
@@ -162,7 +198,8 @@ class Lifecycle:
             replicas=self.replicas,
             publisher=publisher,
             backoff=backoff,
-            unrecorded=lambda run, outcome: self._unrecorded.append((run, outcome)),
+            unrecorded=self.upkeep.record_later,
+            research=self.research,
         )
         self.local_runs.add(admitted.run, direct.stop, recorded=admitted.recorded)
         task = self._tasks.spawn(direct.execute(), name=f"run {admitted.run.trace_id}")
@@ -176,7 +213,7 @@ class Lifecycle:
             if not isinstance(body, FinishedEvent):
                 await publisher.emit(body)
         if not await record(self.store, publisher, run, outcome, recorded=admitted.recorded):
-            self._unrecorded.append((run, outcome))
+            self.upkeep.record_later(run, outcome)
 
     async def _replay_cached(self, run: Run, answer: Answer) -> Reply:
         """An exact hit needs no claim: nothing is executed. Its events go out under the request's own trace_id."""
@@ -192,7 +229,9 @@ class Lifecycle:
     async def _only_from_cache(self, run: Run) -> Reply:
         answer = await recall_exact(self.cache, run)
         if answer is None:
-            answer = await recall_semantic(self.cache, await embed_question(self.embedder, run))
+            run = await embed_question(self.embedder, self.guards, run)
+            near = await recall_semantic(self.cache, self.guards, run)
+            answer = near.answer if near is not None else None
         if answer is None:
             count_recall("miss")
             raise NotFound("the cache has no answer to this (x_cache.mode is only)", param="x_cache", code="cache_miss")
@@ -244,36 +283,7 @@ class Lifecycle:
         # Whoever attached meanwhile gets this end too.
         outcome = failed(cause, Usage())
         if not await record(self.store, publisher, run, outcome, recorded=admitted.recorded):
-            self._unrecorded.append((run, outcome))
-
-    async def _keep_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.lease_s / 3)
-            await self._record_late()
-            trace_ids = self.local_runs.leased()
-            if not trace_ids:
-                continue
-            try:
-                leases = await self.store.extend_leases(trace_ids, lease_s=self.settings.lease_s)
-            except Exception as error:  # noqa: BLE001 - this loop keeps every run here alive; it must outlive any fault
-                logger.warning("leases not extended", error=str(error), runs=len(trace_ids))
-                continue
-            for trace_id in set(trace_ids) - leases.ours:
-                self.local_runs.stop(trace_id, "another owner took the run over")
-            for trace_id, reason in leases.cancels.items():  # their message did not reach us
-                self.local_runs.stop(trace_id, reason)
-
-    async def _record_late(self) -> None:
-        """Record the ends that were said while the log was away. One that can never be recorded holds up nothing."""
-        while self._unrecorded:
-            run, outcome = self._unrecorded[0]
-            try:
-                await self.store.settle(run, outcome)
-            except Unavailable:
-                return
-            except Exception as error:  # noqa: BLE001 - leases are kept after this; the log has the cause
-                logger.opt(exception=error).error("an end could not be recorded", trace_id=run.trace_id)
-            self._unrecorded.popleft()
+            self.upkeep.record_later(run, outcome)
 
 
 def void(_: object) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from serve_app.errors import NotFound
 from serve_app.events import RecallReport, RunEvent
+from serve_app.lifecycle.recall import Recalled
 from serve_app.lifecycle.replays import recorded_events
 from serve_app.ports import RunRecord
 from serve_app.runs import CachePolicy, Question, Run
@@ -33,6 +34,8 @@ class Reply:
     cache: RecallReport
     events: AsyncIterator[RunEvent]
     replayed: bool = False
+    sources: bool = True  # whether the client is told which documents the answer rests on
+    provisional: Recalled | None = None  # shown at once, while the run works on the answer that counts
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def close(self) -> None:
@@ -40,7 +43,15 @@ class Reply:
         await self._stack.aclose()
 
 
-def reply_to(run: Run, created: float, report: RecallReport, events: AsyncIterator[RunEvent], stack: AsyncExitStack) -> Reply:
+def reply_to(
+    run: Run,
+    created: float,
+    report: RecallReport,
+    events: AsyncIterator[RunEvent],
+    stack: AsyncExitStack,
+    *,
+    provisional: Recalled | None = None,
+) -> Reply:
     return Reply(
         trace_id=run.trace_id,
         route=run.route,
@@ -48,6 +59,7 @@ def reply_to(run: Run, created: float, report: RecallReport, events: AsyncIterat
         created=int(created),
         cache=report,
         events=events,
+        provisional=provisional,
         _stack=stack,
     )
 

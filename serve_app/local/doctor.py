@@ -70,7 +70,7 @@ def _disk(state_dir: Path) -> Finding:
 
 def _models(settings: Settings) -> Iterator[Finding]:
     try:
-        found = str(resolve_embedding(settings.embedding_source).model)
+        found = str(resolve_embedding(settings.embedding_source, settings.embedding_sha256).model)
         yield Finding("embedding model", found)
     except ModelError as error:
         yield Finding("embedding model", "not usable", str(error))

@@ -144,7 +144,7 @@ class Stack:
     def _prepare_models(self) -> None:
         models_dir = self._dir / "models"
         log = self._logs / "model.log"
-        resolve_embedding(self._settings.embedding_source)
+        resolve_embedding(self._settings.embedding_source, self._settings.embedding_sha256)
         models = []
         for model in self._settings.models:
             if model.source is None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve_app.events import ChoiceEnd, DebateReport, RecallReport, Usage
+from serve_app.events import ChoiceEnd, DebateReport, RagReport, RecallReport, Usage
 from serve_app.runs import Answer
 
 
@@ -18,6 +18,7 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
         "cache": answer.cache.model_dump() if answer.cache else None,
         "logprobs": list(answer.logprobs),
         "extra": answer.extra,
+        **({"rag": answer.rag.model_dump(mode="json")} if answer.rag else {}),
     }
 
 
@@ -33,4 +34,5 @@ def answer_from_json(value: dict[str, Any]) -> Answer:
         cache=RecallReport.model_validate(value["cache"]) if value.get("cache") is not None else None,
         logprobs=tuple(value["logprobs"]),
         extra=value["extra"],
+        rag=RagReport.model_validate(value["rag"]) if value.get("rag") is not None else None,
     )

@@ -44,6 +44,8 @@ def away_is_unavailable(where: str) -> Iterator[None]:
         raise unavailable(f"Postgres at {where} did not finish a statement in time") from error
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
         raise unavailable(f"the database at {where} lacks part of the schema ({error}): run `aifactory migrate`") from error
+    except asyncpg.DeadlockDetectedError as error:
+        raise unavailable(f"two writers at Postgres {where} waited for each other, and this one was given up; retry") from error
     except _AWAY as error:
         raise unavailable(f"Postgres at {where} is away: {error or type(error).__name__}") from error
     except asyncpg.InterfaceError as error:

@@ -14,6 +14,7 @@ from serve_app.ports import CacheHit, Claim, Leases, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
 from serve_app.store.outcomes import abandoned_error, answer_to_keep, cancelled_error, check_terminal, failed_retryably
 
+_CANDIDATES: Final = 3  # entries that `nearest` gives at most
 _GATEWAY_ROUTES: Final = ("direct", "rag")
 
 
@@ -21,8 +22,10 @@ _GATEWAY_ROUTES: Final = ("direct", "rag")
 class _Entry:
     hit: CacheHit
     scope: str
+    question: str | None
     embedding: tuple[float, ...] | None
     expires_at: float
+    corpus_of: str | None = None  # the project whose documents it rests on
 
 
 class InMemoryAnswerCache:
@@ -31,30 +34,57 @@ class InMemoryAnswerCache:
     def __init__(self, *, max_entries: int = 10_000) -> None:
         self._max_entries = max_entries
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._corpora: dict[str, str] = {}  # the newest of each project
+        self.least_similarity: dict[str, float] = {}  # of scopes that verification distrusts
+
+    def take_corpus(self, project: str, version: str) -> None:
+        """What the project knows has changed: answers that rest on the version before go, and late ones are not kept."""
+        self._corpora[project] = version
+        for req_id in [req_id for req_id, entry in self._entries.items() if entry.corpus_of == project]:
+            del self._entries[req_id]
 
     async def exact(self, req_id: str) -> CacheHit | None:
         """See ports.AnswerCache."""
         entry = self._entries.get(req_id)
         return entry.hit if entry is not None and entry.expires_at > time.time() else None
 
-    async def nearest(self, scope: str, embedding: Sequence[float], *, threshold: float) -> CacheHit | None:
+    async def nearest(self, scope: str, embedding: Sequence[float], *, threshold: float) -> list[CacheHit]:
         """See ports.AnswerCache."""
         now = time.time()
         found = [
-            replace(entry.hit, similarity=_dot(entry.embedding, embedding))
+            replace(entry.hit, similarity=_dot(entry.embedding, embedding), question=entry.question)
             for entry in self._entries.values()
             if entry.scope == scope and entry.expires_at > now and entry.embedding and len(entry.embedding) == len(embedding)
         ]
-        best = max(found, key=lambda hit: hit.similarity, default=None)
-        return best if best is not None and best.similarity >= threshold else None
+        nearest = sorted(found, key=lambda hit: hit.similarity, reverse=True)[:_CANDIDATES]
+        threshold = max(threshold, self.least_similarity.get(scope, 0.0))
+        return [hit for hit in nearest if hit.similarity >= threshold]
+
+    def quarantine(self, req_id: str, trace_id: str) -> bool:
+        """Give the entry to nobody any more; False when it holds another answer by now."""
+        entry = self._entries.get(req_id)
+        if entry is None or entry.hit.trace_id != trace_id:
+            return False
+        del self._entries[req_id]
+        return True
 
     def keep(self, run: Run, answer: Answer) -> None:
-        """Store the answer of a run that is being settled."""
+        """Store the answer of a run that is being settled, unless its corpus is not the newest any more."""
+        corpus = run.question.corpus
+        if corpus is not None and corpus != self._corpora.get(run.project, corpus):
+            return
         now = time.time()
         before = self._entries.pop(run.req_id, None)
         embedding = tuple(run.embedding) if run.embedding else (before.embedding if before else None)
         hit = CacheHit(req_id=run.req_id, trace_id=run.trace_id, answer=answer, similarity=1.0, created_at=now)
-        self._entries[run.req_id] = _Entry(hit, run.question.scope, embedding, now + run.cache.ttl_s)
+        self._entries[run.req_id] = _Entry(
+            hit,
+            run.question.scope,
+            run.question.last_user_text,
+            embedding,
+            now + run.cache.ttl_s,
+            run.project if corpus is not None else None,
+        )
         while len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 
@@ -83,7 +113,7 @@ class InMemoryRunStore:
         now = time.time()
         record = RunRecord(
             trace_id=run.trace_id,
-            req_id=run.req_id,
+            req_id=run.claim_id,
             project=run.project,
             key=run.key,
             keyed=run.keyed,
@@ -195,7 +225,7 @@ class InMemoryRunStore:
             self._rows[self._keys[trace_id]] = replace(row, dagster_run_id=dagster_run_id, updated_at=time.time())
 
     def _may_take_over(self, row: RunRecord, run: Run) -> bool:
-        if row.req_id != run.req_id:
+        if row.req_id != run.claim_id:
             return False
         if row.status is RunStatus.RUNNING:
             return row.route in _GATEWAY_ROUTES and row.lease_until < time.time()

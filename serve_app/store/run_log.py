@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
+from serve_app.documents import NO_CORPUS
 from serve_app.ports import Claim, Leases, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
 from serve_app.store.answers_json import answer_from_json, answer_to_json
@@ -26,7 +28,7 @@ class PostgresRunStore:
                 project=run.project,
                 key=run.key,
                 keyed=run.keyed,
-                req_id=run.req_id,
+                req_id=run.claim_id,
                 trace_id=run.trace_id,
                 route=run.route,
                 model=run.question.model_id,
@@ -86,7 +88,7 @@ class PostgresRunStore:
             if settled is None:
                 return False
             answer = answer_to_keep(run, outcome)
-            if answer is not None:
+            if answer is not None and await self._rests_on_what_is_known(connection, run):
                 await self._keep(connection, run, answer)
         return True
 
@@ -112,7 +114,13 @@ class PostgresRunStore:
             await self._queries.delete_old_runs(connection, older_than_s=older_than_s, most=limit)
             await self._queries.delete_old_history(connection, older_than_s=older_than_s, most=limit)
             await self._queries.delete_expired_answers(connection, most=limit)
+            await self._queries.forget_trust(connection, older_than_s=older_than_s, most=limit)
             await self._queries.drop_ended_launches(connection)  # they hold prompts, and their worker may be gone for good
+
+    async def _rests_on_what_is_known(self, connection: Connection, run: Run) -> bool:
+        """Whether the project's documents are still those of the run; they stay so until this transaction has ended."""
+        corpus = run.question.corpus
+        return corpus in (None, NO_CORPUS) or str(await self._queries.hold_corpus(connection, project=run.project)) == corpus
 
     async def _keep(self, connection: Connection, run: Run, answer: Answer) -> None:
         await self._queries.store_answer(
@@ -127,9 +135,16 @@ class PostgresRunStore:
             usage=answer.usage.model_dump(exclude_none=True),
             ttl_s=run.cache.ttl_s,
         )
+        if run.question.corpus not in (None, NO_CORPUS):
+            await self._queries.mark_answer_corpus(connection, req_id=run.req_id, corpus=UUID(run.question.corpus))
         if run.embedding:
             await self._queries.store_vector(
-                connection, req_id=run.req_id, scope=run.question.scope, embedding=run.embedding, ttl_s=run.cache.ttl_s
+                connection,
+                req_id=run.req_id,
+                scope=run.question.scope,
+                embedding=run.embedding,
+                question=(run.question.last_user_text or "").replace("\x00", "\ufffd"),
+                ttl_s=run.cache.ttl_s,
             )
         else:
             # The same question has the same vector: a refreshed answer is found by meaning as the one before it was.

@@ -1,42 +1,48 @@
 -- name: store_answer(req_id, project, scope, trace_id, model, content, answer, usage, ttl_s)!
+-- The same question, but for one thing: its scope counts versions (runs.SCOPE_VERSION), so it may be another one by now.
 INSERT INTO completions_cache (req_id, project, scope, trace_id, model, content, answer, usage, expires_at)
 VALUES (:req_id, :project, :scope, :trace_id, :model, :content, :answer, :usage, now() + make_interval(secs => :ttl_s))
 ON CONFLICT (req_id) DO UPDATE
-SET trace_id = excluded.trace_id, model = excluded.model, content = excluded.content, answer = excluded.answer,
-    usage = excluded.usage, created_at = now(), expires_at = excluded.expires_at,
+SET scope = excluded.scope, trace_id = excluded.trace_id, model = excluded.model, content = excluded.content,
+    answer = excluded.answer, usage = excluded.usage, created_at = now(), expires_at = excluded.expires_at,
     quarantined_at = NULL, quarantine_reason = NULL;
 
--- name: store_vector(req_id, scope, embedding, ttl_s)!
-INSERT INTO completion_vectors (req_id, scope, embedding, expires_at)
-VALUES (:req_id, :scope, :embedding, now() + make_interval(secs => :ttl_s))
+-- name: store_vector(req_id, scope, embedding, question, ttl_s)!
+INSERT INTO completion_vectors (req_id, scope, embedding, question, expires_at)
+VALUES (:req_id, :scope, :embedding, :question, now() + make_interval(secs => :ttl_s))
 ON CONFLICT (req_id) DO UPDATE
-SET embedding = excluded.embedding, expires_at = excluded.expires_at;
+SET scope = excluded.scope, embedding = excluded.embedding, question = excluded.question, expires_at = excluded.expires_at;
 
 -- name: extend_vector(req_id, ttl_s)!
-UPDATE completion_vectors
-SET expires_at = now() + make_interval(secs => :ttl_s)
-WHERE req_id = :req_id;
+-- For an answer just stored without its vector: the question's own, from before, lives on in the scope that it has now.
+UPDATE completion_vectors AS vector
+SET expires_at = now() + make_interval(secs => :ttl_s), scope = answer.scope
+FROM completions_cache AS answer
+WHERE vector.req_id = :req_id AND answer.req_id = vector.req_id;
 
 -- name: exact_answer(req_id)^
 SELECT req_id, trace_id, answer, created_at
 FROM completions_cache
 WHERE req_id = :req_id AND expires_at > now() AND quarantined_at IS NULL;
 
--- name: nearest_answer(scope, embedding, threshold)^
--- `+ 0` keeps the planner on the exact path should an approximate index ever exist. Three candidates, so that one
--- whose answer has just gone does not hide the next.
-SELECT cached.req_id, cached.trace_id, cached.answer, cached.created_at, -near.distance AS similarity
+-- name: nearest_answers(scope, embedding, threshold)
+-- `+ 0` keeps the planner on the exact path should an approximate index ever exist. A few candidates, because the guards
+-- may object to the nearest, and the answer of another may have just gone. They compare questions, so a row without one
+-- (written before 0010) is no candidate.
+SELECT cached.req_id, cached.trace_id, cached.answer, cached.created_at, near.question, -near.distance AS similarity
 FROM (
-    SELECT req_id, (embedding <#> :embedding::halfvec) + 0 AS distance
+    SELECT req_id, question, (embedding <#> :embedding::halfvec) + 0 AS distance
     FROM completion_vectors
-    WHERE scope = :scope AND expires_at > now() AND vector_dims(embedding) = vector_dims(:embedding::halfvec)
+    WHERE scope = :scope AND expires_at > now() AND question IS NOT NULL
+        AND vector_dims(embedding) = vector_dims(:embedding::halfvec)
     ORDER BY distance
     LIMIT 3
 ) AS near
 JOIN completions_cache AS cached USING (req_id)
-WHERE cached.expires_at > now() AND cached.quarantined_at IS NULL AND -near.distance >= :threshold::float8
-ORDER BY near.distance
-LIMIT 1;
+WHERE cached.expires_at > now() AND cached.quarantined_at IS NULL
+    -- What verification found out about the scope counts whatever the request asks for: scope_trust, 0012.
+    AND -near.distance >= greatest(:threshold::float8, (SELECT least_similarity FROM scope_trust WHERE scope = :scope))
+ORDER BY near.distance;
 
 -- name: delete_expired_answers(most)!
 -- Their vectors go with them.

@@ -39,7 +39,7 @@ async def expire(pool: PostgresPool, run: Run) -> None:
 async def is_found(store: Store, run: Run) -> tuple[bool, bool]:
     """Exactly, and by meaning."""
     near = await store.cache.nearest(run.question.scope, [1.0, 0.0], threshold=0.5)
-    return await store.cache.exact(run.req_id) is not None, near is not None and near.req_id == run.req_id
+    return await store.cache.exact(run.req_id) is not None, [hit.req_id for hit in near][:1] == [run.req_id]
 
 
 async def test_expired_answers_go_and_live_ones_stay(upkeep: CacheUpkeep, kept: Store, postgres_pool: PostgresPool) -> None:

@@ -16,7 +16,10 @@ from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import ProcessRecord
 from tests.contracts.conftest import NatsServer
 from tests.e2e.nats_tap import tapped
+from tests.e2e.observed_work import leave_a_stream, observed_round
+from tests.e2e.prometheus_under_test import prometheus_of
 from tests.e2e.stack_under_test import RunningStack, running_stack, server_folder, until
+from tests.prometheus_files import DASHBOARDS, alert_queries, dashboard_queries, recording_queries
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -54,7 +57,8 @@ def own_nats() -> Iterator[NatsServer]:
 
 @pytest.fixture(scope="module")
 def stack(own_postgres: OwnPostgres, own_nats: NatsServer) -> Iterator[RunningStack]:
-    with running_stack("simulated", postgres_dsn=own_postgres.server.dsn(), nats_url=own_nats.url) as running:
+    servers = {"postgres_dsn": own_postgres.server.dsn(), "nats_url": own_nats.url}
+    with running_stack("simulated", cache_verify_share="1", **servers) as running:
         yield running
 
 
@@ -160,6 +164,23 @@ async def test_postgres_away_unkeyed_direct_goes_on_keyed_says_503_and_all_heals
         second = await http.post("/v1/chat/completions", json=body)
         assert second.headers["x-cache"] == "exact"
         await until(lambda: _answers(http, ask("back", model="debate")), 30, "a debate after Postgres came back")
+
+
+async def test_every_query_of_dashboards_and_rules_has_data(stack: RunningStack, own_nats: NatsServer) -> None:
+    """All but those of vLLM, which tests/e2e/test_real_engine.py asks."""
+    own = [query for path in DASHBOARDS if path.stem != "aifactory-engines" for query in dashboard_queries(path)]
+    asked = {metric for query in alert_queries() for metric in query.metrics if not metric.startswith("ray_vllm_")}
+    async with stack.http() as http, prometheus_of(stack) as prometheus:
+        await leave_a_stream(stack)
+        own_nats.kill()
+        try:
+            await _until_away(http, "nats")
+            assert (await http.post("/v1/chat/completions", json=ask("unpublished"))).status_code == 200
+        finally:
+            own_nats.start()
+        await _until_ready(http)
+        await prometheus.all_have_data([*own, *recording_queries()], lambda: observed_round(http), within_s=240)
+        await prometheus.all_known(asked)
 
 
 async def _answers(http: httpx.AsyncClient, body: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 
-from dagster_project.instance import open_instance
+from dagster_project.warm.instance import open_instance
 from serve_app.settings import Settings
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from dagster import DagsterInstance, DagsterRun
 
-from dagster_project.executor import StepHost
-from dagster_project.pull_loop import PullLoop
 from dagster_project.resources import Embed
-from dagster_project.runner import DebateRunner
-from dagster_project.takes import dagster_run_id
+from dagster_project.running.pull_loop import PullLoop
+from dagster_project.running.runner import DebateRunner
+from dagster_project.running.takes import dagster_run_id
+from dagster_project.warm.executor import StepHost
 from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
 from serve_app.events import ChoiceEnd, EventBody, FinishedEvent, RoleEvent, RunEvent, TokenEvent, Usage, UsageEvent
 from serve_app.ports import ModelCard

@@ -19,6 +19,9 @@ from serve_app.lifecycle.handle import Lifecycle
 from serve_app.ports import ModelCard
 from serve_app.settings import Settings
 from serve_app.store.memory import InMemoryAnswerCache, InMemoryRunStore
+from serve_app.store.memory_documents import InMemoryDocuments
+from serve_app.store.memory_trust import InMemoryCacheTrust
+from serve_app.trust import CacheTrust
 
 KEY = "aif-test-key"
 
@@ -85,7 +88,7 @@ class HashEmbedder:
     model_id = "hash"
     dimensions = 4
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str], *, unit: bool = True) -> list[list[float]]:
         return [[1.0, 0.0, 0.0, 0.0] if "same" in t else _unit(hash(t)) for t in texts]
 
     max_tokens = 50
@@ -126,6 +129,7 @@ class GatewayUnderTest:
     queue: InMemoryRunQueue
     lifecycle: Lifecycle
     state: GatewayState
+    trust: CacheTrust
 
 
 @asynccontextmanager
@@ -140,10 +144,13 @@ async def serve_gateway(parts: dict[str, Any] | None = None, **overrides: Any) -
         "queue": InMemoryRunQueue(),
         "replicas": ScriptedReplicas(),
         "audience": InMemoryAudience(),
+        "documents": InMemoryDocuments(own_cache),
+        "trust": InMemoryCacheTrust(own_cache),
+        "embedder": HashEmbedder(),
     }
     chosen = {**doubles, **(parts or {})}
     store, bus, queue, replicas = chosen["store"], chosen["bus"], chosen["queue"], chosen["replicas"]
-    lifecycle = Lifecycle(settings, embedder=HashEmbedder(), **chosen)
+    lifecycle = Lifecycle(settings, **chosen)
 
     async def probe() -> dict[str, str]:
         return {"postgres": "ok", "nats": "ok", "replicas": "ok"}
@@ -156,7 +163,7 @@ async def serve_gateway(parts: dict[str, Any] | None = None, **overrides: Any) -
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
         port = listener.getsockname()[1]
-        yield GatewayUnderTest(f"http://127.0.0.1:{port}", replicas, store, bus, queue, lifecycle, state)
+        yield GatewayUnderTest(f"http://127.0.0.1:{port}", replicas, store, bus, queue, lifecycle, state, chosen["trust"])
     finally:
         server.should_exit = True
         await asyncio.wait_for(serving, 30)

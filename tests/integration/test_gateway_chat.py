@@ -79,15 +79,33 @@ async def test_second_time_comes_from_the_exact_cache(http: httpx.AsyncClient, g
 
 
 async def test_meaning_is_marked_provisional(http: httpx.AsyncClient) -> None:
-    await http.post("/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "same one"}]})
-    hit = await http.post("/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "same two"}]})
+    await http.post("/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "What is the same?"}]})
+    twin = [{"role": "user", "content": "please: what's the same"}]
+    hit = await http.post("/v1/chat/completions", json={"model": "m", "messages": twin})
     assert hit.headers["x-cache"] == "semantic"
     assert float(hit.headers["x-cache-similarity"]) == 1.0
     assert hit.json()["x_factory"]["cache"]["provisional"] is True
-    other = await http.post(
-        "/v1/chat/completions", json={"model": "m", "temperature": 0.5, "messages": [{"role": "user", "content": "same two"}]}
-    )
+    other = await http.post("/v1/chat/completions", json={"model": "m", "temperature": 0.5, "messages": twin})
     assert other.headers["x-cache"] == "miss"  # another scope
+
+
+async def test_a_near_question_that_a_guard_objects_to_is_a_miss(http: httpx.AsyncClient, gateway: GatewayUnderTest) -> None:
+    for text in ("Are 2 the same?", "Are 3 the same?"):  # one vector for both
+        reply = await http.post("/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": text}]})
+        assert reply.headers["x-cache"] == "miss"
+    again = await http.post(
+        "/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "are 2 the same"}]}
+    )
+    assert again.headers["x-cache"] == "semantic", "the second neighbour is served when a guard objects to the first"
+    assert gateway.replicas.calls == 2
+    talk = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Are 2 the same?"},
+    ]
+    for messages in (talk, [*talk[:2], {"role": "user", "content": "are 2 the same"}]):
+        reply = await http.post("/v1/chat/completions", json={"model": "m", "messages": messages})
+        assert reply.headers["x-cache"] == "miss", "what follows earlier turns has its exact twin only"
 
 
 @pytest.mark.parametrize(

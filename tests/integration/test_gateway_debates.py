@@ -59,6 +59,8 @@ def of_debate(**fields: Any) -> dict[str, Any]:
         ({"prompt_logprobs": 1}, "prompt_logprobs", "unsupported"),
         ({"n": 2}, "n", "unsupported"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "continue_final_message", "unsupported"),
+        ({"add_generation_prompt": False}, "add_generation_prompt", "unsupported"),
         ({"messages": [{"role": "user", "content": IMAGE}]}, "messages[0].content", "unsupported"),
         (of_debate(rounds=4), "x_debate.rounds", "invalid_value"),
         (of_debate(rounds=0), "x_debate.rounds", "invalid_value"),
@@ -107,6 +109,7 @@ async def asked(gateway: GatewayUnderTest, http: httpx.AsyncClient, body: dict[s
     [
         ({}, {"strategy": "judge", "rounds": 1, "quorum": None, "token_budget": None, "drafts": True}),
         ({"n": 1, "logprobs": False, "tool_choice": "none", "modalities": ["text"]}, {"strategy": "judge"}),
+        ({"continue_final_message": False, "add_generation_prompt": True}, {"strategy": "judge"}),
         (of_debate(strategy="vote", rounds=3, drafts=False), {"strategy": "vote", "rounds": 3, "drafts": False}),
         (of_debate(strategy="consensus", quorum=2), {"strategy": "consensus", "quorum": 2}),
         (of_debate(strategy="synthesize", judge_model="m:poet"), {"judge_id": "m:poet"}),

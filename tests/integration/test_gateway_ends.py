@@ -129,7 +129,7 @@ async def test_streaming_client_that_leaves_before_the_first_event_is_noticed(ga
 
 async def test_broken_embedder_costs_a_hit_not_the_answer() -> None:
     class Broken(HashEmbedder):
-        async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        async def embed(self, texts: Sequence[str], *, unit: bool = True) -> list[list[float]]:
             raise RuntimeError("the model file is gone")
 
     async with serve_gateway() as gateway:

@@ -45,7 +45,11 @@ async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
         ({"model": "m", "messages": [{"role": "assistant", "tool_calls": 5}]}, 400, "messages[0].tool_calls", "invalid_value"),
         ({"model": "debate", "messages": USER, "x_debate": {"strategy": "duel"}}, 400, "x_debate.strategy", "invalid_value"),
         ({"model": "m", "messages": USER, "x_debate": {}}, 400, "x_debate", "invalid_value"),
-        ({"model": "m", "messages": USER, "x_route": "rag"}, 400, "x_route", "unsupported"),
+        ({"model": "m", "messages": USER, "x_rag": {}}, 400, "x_rag", "invalid_value"),
+        ({"model": "m", "messages": USER, "x_route": "workflow", "x_rag": {"top_k": 2}}, 400, "x_rag", "invalid_value"),
+        ({"model": "m", "messages": USER, "x_route": "rag", "x_rag": {"top_n": 2}}, 400, "x_rag.top_n", "invalid_value"),
+        ({"model": "m", "messages": USER, "x_route": "rag", "x_rag": {"top_k": 0}}, 400, "x_rag.top_k", "invalid_value"),
+        ({"model": "m", "messages": USER, "x_route": "rag", "x_rag": {"sources": "yes"}}, 400, "x_rag.sources", "invalid_value"),
     ],
 )
 async def test_refused(http: httpx.AsyncClient, body: dict[str, Any], status: int, param: str, code: str) -> None:

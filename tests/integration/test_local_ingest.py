@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner
 
-from dagster_project.instance import open_instance
+from dagster_project.warm.instance import open_instance
 from serve_app import cli
 from serve_app.local.dagster_home import DagsterUi, write_home
 from serve_app.local.ingest import IngestError, ingest

@@ -12,8 +12,8 @@ from dagster import DagsterInstance, RunsFilter
 from nats.aio.msg import Msg
 from ray import serve
 
-from dagster_project.instance import open_instance
-from dagster_project.takes import dagster_run_id
+from dagster_project.running.takes import dagster_run_id
+from dagster_project.warm.instance import open_instance
 from dagster_project.worker import DEPLOYMENT, build
 from serve_app.lifecycle.sweep import waiting_lease_s
 from serve_app.replicas.client import ServeReplicas

@@ -7,12 +7,13 @@ import pytest
 
 from dagster_project.ingest import store_folder
 from dagster_project.source_folder import SourceError, read, scan
+from serve_app.parsers import Bounds
 from serve_app.settings import Settings
 from serve_app.store.memory_documents import InMemoryDocuments
 
 
 def test_texts_are_found_in_order_and_others_counted(tmp_path: Path) -> None:
-    for name in ("b.txt", "a/z.md", "a/.git/x.txt", ".env.txt", "c.pdf", "README.MD"):
+    for name in ("b.txt", "a/z.md", "a/.git/x.txt", ".env.txt", "c.png", "README.MD"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     source = scan(tmp_path, most_files=10)
@@ -40,7 +41,7 @@ def test_a_link_to_itself_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
     source = scan(tmp_path, most_files=10)
     with pytest.raises(SourceError, match=r"link that leads to itself|symbolic links"):
-        read(source, "loop.txt", most_bytes=10)
+        read(source, "loop.txt", Bounds(10, 10, 1, 9))
 
 
 def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_link_to_a_folder_is_not_followed(tmp_path: Path) -> None:
     assert scan(tmp_path / "in", most_files=10).paths == ["a.txt"]
 
 
-@pytest.mark.parametrize(("name", "why"), [("missing", "does not exist"), ("picture.png", r"must end in \.txt or \.md")])
+@pytest.mark.parametrize(("name", "why"), [("missing", "does not exist"), ("picture.png", r"must end in \.txt, \.md")])
 def test_what_is_no_source_is_refused(tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / "picture.png").write_bytes(b"")
     with pytest.raises(SourceError, match=why):
@@ -59,7 +60,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path, name: str, why: str) -> No
 
 def test_line_ends_and_the_byte_order_mark_are_made_alike(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
-    assert read(scan(tmp_path, most_files=1), "a.txt", most_bytes=100) == "one\ntwo\nthree\n"
+    assert read(scan(tmp_path, most_files=1), "a.txt", Bounds(100, 100, 1, 9)) == "one\ntwo\nthree\n"
 
 
 async def test_what_could_not_be_looked_into_is_not_taken_for_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +83,16 @@ async def test_what_could_not_be_looked_into_is_not_taken_for_removed(tmp_path: 
     assert source.faults == {"locked": "cannot be read: Permission denied"}
     assert stored.removed == 0
     assert sorted(await documents.known("p", str(tmp_path))) == ["b.txt", "locked/a.txt"]
+
+
+async def test_an_empty_folder_forgets_only_when_that_is_wanted(tmp_path: Path) -> None:
+    settings, documents = Settings(config="simulated"), InMemoryDocuments()
+    await store_folder(documents, settings, "p", scan(tmp_path, most_files=10))  # nothing came from it, nothing can go
+    (tmp_path / "a.txt").write_text("Alpha.")
+    await store_folder(documents, settings, "p", scan(tmp_path, most_files=10))
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"1 documents came from it: they would all be forgotten.*--allow-empty"):
+        await store_folder(documents, settings, "p", scan(tmp_path, most_files=10))
+    assert list(await documents.known("p", str(tmp_path))) == ["a.txt"]
+    stored = await store_folder(documents, settings, "p", scan(tmp_path, most_files=10), allow_empty=True)
+    assert stored.removed == 1
