@@ -37,6 +37,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "aifactory_task_seconds": ("histogram", "time of one debate task", ("model",)),
     "aifactory_events_unpublished_total": ("counter", "events that NATS did not take", ()),
     "aifactory_engine_running": ("gauge", "requests an engine is working on", ("model",)),
+    "aifactory_engine_waiting": ("gauge", "requests that wait inside an engine", ("model",)),
 }
 
 

@@ -16,6 +16,7 @@ _SERVE_NAMESPACE: Final = "serve"
 def hook_answer(row: dict[str, Any]) -> dict[str, Any]:
     """What a replica answers to the hook that Serve's controller polls; the load goes to the metrics as well."""
     gauge("aifactory_engine_running", row["running"], model=row["model"])
+    gauge("aifactory_engine_waiting", row["waiting"], model=row["model"])
     return {STATS_KEY: row}
 
 

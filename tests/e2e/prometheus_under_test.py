@@ -3,12 +3,12 @@
 import asyncio
 import json
 import math
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from serve_app.local.ports import choose_port
 from tests.e2e.stack_under_test import RunningStack, until
 from tests.prometheus_files import PROMETHEUS, Query, program
 
-_OWN_CLUSTER = "/tmp/ray/prom_metrics_service_discovery.json"  # noqa: S108 - Ray's place for it
+_OWN_CLUSTER = "/tmp/ray/prom_metrics_service_discovery.json"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunningPrometheus:
     async def all_known(self, metrics: Iterable[str]) -> None:
         """Wait until every metric was there."""
         for metric in sorted(metrics):
-            await until(lambda metric=metric: self.knows(metric), 60, f"a series of {metric}")
+            await until(partial(self.knows, metric), 60, f"a series of {metric}")
 
 
 @asynccontextmanager
@@ -64,22 +64,20 @@ async def prometheus_of(stack: RunningStack) -> AsyncIterator[RunningPrometheus]
         _configure(folder, stack)
         port = choose_port(0, set())
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    program("prometheus"),
-                    f"--config.file={folder}/prometheus.yaml",
-                    f"--storage.tsdb.path={folder}/data",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                ],
+            process = await asyncio.create_subprocess_exec(
+                program("prometheus"),
+                f"--config.file={folder}/prometheus.yaml",
+                f"--storage.tsdb.path={folder}/data",
+                f"--web.listen-address=127.0.0.1:{port}",
+                stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
             )
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
 
                 async def ready() -> bool:
-                    assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                    assert process.returncode is None, (folder / "log").read_text()[-2000:]
                     try:
                         return (await http.get("/-/ready")).status_code == 200
                     except httpx.TransportError:
@@ -88,8 +86,9 @@ async def prometheus_of(stack: RunningStack) -> AsyncIterator[RunningPrometheus]
                 await until(ready, 60, "Prometheus is ready")
                 yield RunningPrometheus(http)
         finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait, 30)
+            if process.returncode is None:
+                process.terminate()
+            await asyncio.wait_for(process.wait(), 30)
 
 
 def _configure(folder: Path, stack: RunningStack) -> None:

@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from tests.contracts.conftest import NatsServer
 from tests.e2e.nats_tap import tapped
 from tests.e2e.observed_work import leave_a_stream, observed_round
 from tests.e2e.prometheus_under_test import prometheus_of
+from tests.e2e.promtail_files import promtail_fields, promtail_reads
 from tests.e2e.stack_under_test import RunningStack, running_stack, server_folder, until
 from tests.prometheus_files import DASHBOARDS, alert_queries, dashboard_queries, recording_queries
 
@@ -181,6 +183,24 @@ async def test_every_query_of_dashboards_and_rules_has_data(stack: RunningStack,
         await _until_ready(http)
         await prometheus.all_have_data([*own, *recording_queries()], lambda: observed_round(http), within_s=240)
         await prometheus.all_known(asked)
+
+
+async def test_logs_lie_where_promtail_reads_them(stack: RunningStack) -> None:
+    async with stack.http() as http:
+        response = await http.post("/v1/chat/completions", json=ask("logged", model="debate"))
+        trace_id = response.headers["x-trace-id"]
+
+    def settled() -> bool:
+        lines = [line for line in promtail_reads(stack, "aifactory") if line.startswith("{")]
+        of_run = [line for line in map(json.loads, lines) if line.get("trace_id") == trace_id]
+        for line in of_run:
+            assert promtail_fields() <= line.keys()
+            assert datetime.fromisoformat(line["time"]).tzinfo is not None
+        return any(line["message"] == "run settled" for line in of_run)
+
+    await until(settled, 30, f"the end of {trace_id} in the logs")
+    assert promtail_reads(stack, "serve")
+    assert promtail_reads(stack, "servers")
 
 
 async def _answers(http: httpx.AsyncClient, body: dict[str, Any]) -> bool:

@@ -13,7 +13,9 @@ import openai
 import pytest
 
 from tests.e2e.nats_tap import tapped
+from tests.e2e.prometheus_under_test import prometheus_of
 from tests.e2e.stack_under_test import RunningStack, running_stack, until
+from tests.prometheus_files import DASHBOARDS, alert_queries, dashboard_queries
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -223,6 +225,20 @@ async def test_metrics_and_logs_carry_the_run(stack: RunningStack) -> None:
     of_run = [line for line in lines if line.get("trace_id") == trace_id]
     assert "worker" in {line["component"] for line in of_run}
     assert not any("Say hi." in json.dumps(line) for line in lines)  # prompts are not logged
+
+
+async def test_every_query_about_engines_has_data(stack: RunningStack) -> None:
+    [dashboard] = [path for path in DASHBOARDS if path.stem == "aifactory-engines"]
+    asked = {metric for query in alert_queries() for metric in query.metrics if metric.startswith("ray_vllm_")}
+    async with stack.http() as http, prometheus_of(stack) as prometheus:
+
+        async def work() -> None:
+            ask = {"model": MODEL, "messages": [{"role": "user", "content": f"Name a colour. {time.time_ns()}"}], "max_tokens": 8}
+            assert (await http.post("/v1/chat/completions", json=ask)).status_code == 200
+            await asyncio.sleep(1)  # a pace for the load, not a wait for anything
+
+        await prometheus.all_have_data(dashboard_queries(dashboard), work, within_s=240)
+        await prometheus.all_known(asked)
 
 
 def stack_run_dir(stack: RunningStack) -> Any:

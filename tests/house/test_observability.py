@@ -54,6 +54,16 @@ def test_promtool_takes_configuration_and_rules() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_query_is_promql(tmp_path: Path) -> None:
+    rules_of_all = [{"record": f"query_{number}", "expr": query.expr} for number, query in enumerate(QUERIES)]
+    for name, wanted in (("right", rules_of_all), ("wrong", [*rules_of_all, {"record": "broken", "expr": "sum(rate(x[1m])"}])):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": wanted}]}))
+    done = promtool("check", "rules", tmp_path / "right.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not passes("check", "rules", tmp_path / "wrong.yaml")
+
+
 def test_alerts_fire_when_they_should_and_only_then() -> None:
     done = promtool("test", "rules", ALERT_TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
