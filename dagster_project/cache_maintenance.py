@@ -42,6 +42,7 @@ class Maintained:
     vectors_over_scope_cap: int
     answers_over_cap: int
     expired_left: int
+    hnsw_indexes: int
 
 
 async def maintain(parts: StoreParts, settings: Settings) -> Maintained:
@@ -51,7 +52,9 @@ async def maintain(parts: StoreParts, settings: Settings) -> Maintained:
     quarantined = await upkeep.quarantine_bad(parts.embedder.dimensions)
     over_scope = await upkeep.trim_scopes(settings.cache_entries_per_scope)
     over_all = await upkeep.trim(settings.cache_entries)
-    return Maintained(expired, quarantined, over_scope, over_all, await upkeep.expired(since_s=_JUST_NOW_S))
+    expired_left = await upkeep.expired(since_s=_JUST_NOW_S)
+    fitted = await upkeep.fit_indexes(settings.cache_hnsw_from, parts.embedder.dimensions)  # last: it may take minutes
+    return Maintained(expired, quarantined, over_scope, over_all, expired_left, fitted.held)
 
 
 @asset(
@@ -69,6 +72,7 @@ def completions_cache(context: AssetExecutionContext) -> MaterializeResult:  # t
             "quarantined": done.quarantined,
             "vectors_over_scope_cap": done.vectors_over_scope_cap,
             "answers_over_cap": done.answers_over_cap,
+            "hnsw_indexes": done.hnsw_indexes,
         },
         check_results=[
             AssetCheckResult(

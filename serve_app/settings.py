@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     embedding_cache_size: int = Field(2048, ge=0, description="texts whose embedding is kept in memory")
     cache_entries: int = Field(1_000_000, ge=1, description="stored answers that cache_maintenance leaves in all")
     cache_entries_per_scope: int = Field(5000, ge=1, description="answers of one scope that stay findable by meaning")
+    cache_hnsw_from: int | None = Field(
+        None, ge=1000, description="answers of one scope from which it gets an HNSW index, approximate; unset: always exact"
+    )
 
     # Documents
     document_max_bytes: int = Field(8 * 2**20, ge=1, description="largest file that is ingested or sent as a document")
@@ -178,6 +181,15 @@ class Settings(BaseSettings):
     def _worker_bounds(self) -> Self:
         if self.workers_max < self.workers_min:
             raise ValueError(f"workers_max ({self.workers_max}) is below workers_min ({self.workers_min})")
+        return self
+
+    @model_validator(mode="after")
+    def _scopes_may_grow(self) -> Self:
+        least, cap = self.cache_hnsw_from, self.cache_entries_per_scope
+        if least is not None and cap <= least:
+            raise ValueError(
+                f"cache_hnsw_from ({least}) is never reached: cache_entries_per_scope keeps scopes at {cap}; raise that above it"
+            )
         return self
 
     def live(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
         pool=pool,
         store=PostgresRunStore(pool),
         launches=PostgresLaunches(pool),
-        cache=PostgresAnswerCache(pool),
+        cache=PostgresAnswerCache(pool, indexed=settings.cache_hnsw_from is not None),
         keys=ApiKeys(pool),
         documents=PostgresDocuments(pool),
         trust=PostgresCacheTrust(pool),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
+from serve_app.store.hnsw import Fitted, fit_indexes
 from serve_app.store.pool import Connection, PostgresPool
 from serve_app.store.queries import load_queries
 
@@ -53,6 +54,10 @@ class CacheUpkeep:
             if page["upto"] is None:
                 return count
             after = page["upto"]
+
+    async def fit_indexes(self, least: int | None, dimensions: int) -> Fitted:
+        """Let each scope of at least `least` vectors have an HNSW index, and no other. See store.hnsw.fit_indexes."""
+        return await fit_indexes(self._pool, least=least, dimensions=dimensions)
 
     async def quarantine(self, req_id: str, reason: str) -> bool:
         """Let this answer never be given again. False when there is no such answer, or it is in quarantine already."""

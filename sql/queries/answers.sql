@@ -26,9 +26,9 @@ FROM completions_cache
 WHERE req_id = :req_id AND expires_at > now() AND quarantined_at IS NULL;
 
 -- name: nearest_answers(scope, embedding, threshold)
--- `+ 0` keeps the planner on the exact path should an approximate index ever exist. A few candidates, because the guards
--- may object to the nearest, and the answer of another may have just gone. They compare questions, so a row without one
--- (written before 0010) is no candidate.
+-- Exact, row by row: `+ 0` keeps the planner from the HNSW index that a huge scope may have (../hnsw). A few candidates,
+-- because the guards may object to the nearest, and the answer of another may have just gone. They compare questions, so
+-- a row without one (written before 0010) is no candidate.
 SELECT cached.req_id, cached.trace_id, cached.answer, cached.created_at, near.question, -near.distance AS similarity
 FROM (
     SELECT req_id, question, (embedding <#> :embedding::halfvec) + 0 AS distance
@@ -122,3 +122,26 @@ WHERE req_id IN (
     LIMIT least(:most::bigint, greatest(0, (SELECT count(*) FROM completions_cache) - :most_held::bigint))
 )
 RETURNING req_id;
+
+-- name: large_scopes(least, most)
+-- The largest first.
+SELECT scope, count(*) AS held
+FROM completion_vectors
+GROUP BY scope
+HAVING count(*) >= :least::bigint
+ORDER BY held DESC
+LIMIT :most;
+
+-- name: hnsw_indexes()
+-- One that is not valid is left of a build that broke off.
+SELECT relname AS name, indisvalid AS valid
+FROM pg_index
+JOIN pg_class ON pg_class.oid = indexrelid
+WHERE indrelid = 'completion_vectors'::regclass AND starts_with(relname, 'completion_vectors_hnsw_');
+
+-- name: lock_hnsw_indexes()$
+-- Until the session ends or unlocks it. False when another session is at it.
+SELECT pg_try_advisory_lock(hashtext('completion_vectors_hnsw'));
+
+-- name: unlock_hnsw_indexes()$
+SELECT pg_advisory_unlock(hashtext('completion_vectors_hnsw'));

@@ -22,7 +22,24 @@ VECTOR = [0.6, 0.8]
 TEXTS = ("What is up?", "what is up?", "What is up? ", 'x"}],"project":"p", "messages":[{"content":"', "\u2603")
 # Names that a careless comparison, join or trim would take for one.
 PROJECTS = (
-    *("p", "p ", " p", "P", "p\n", "pp", "p\u200b", "\u0440", "\uff50", "p\x00", "p%", "_", "caf\u00e9", "cafe\u0301", "null", ""),
+    *(
+        "p",
+        "p ",
+        " p",
+        "P",
+        "p\n",
+        "pp",
+        "p\u200b",
+        "\u0440",
+        "\uff50",
+        "p\x00",
+        "p%",
+        "_",
+        "caf\u00e9",
+        "cafe\u0301",
+        "null",
+        "",
+    ),
     *('p","route":"rag', "p' OR '1'='1", "p:a"),
 )
 MODELS = (("m", None), ("m", "a"), ("m", "A"), ("m:a", None), ("M", None))
@@ -106,7 +123,9 @@ async def test_ten_thousand_tries_find_no_answer_of_another_scope(postgres_pool:
     assert hits > TRIES / 3
 
 
-@pytest.mark.parametrize("crafted", [str.upper, lambda s: s[:-1], lambda s: s + " ", lambda _: "", lambda _: "%", lambda s: s[:8]])
+@pytest.mark.parametrize(
+    "crafted", [str.upper, lambda s: s[:-1], lambda s: s + " ", lambda _: "", lambda _: "%", lambda s: s[:8]]
+)
 async def test_a_scope_is_compared_whole(postgres_pool: PostgresPool, crafted: object) -> None:
     question = a_run().question
     await store(postgres_pool, [question])

@@ -27,7 +27,7 @@ def promtail_reads(stack: RunningStack, job_name: str) -> list[str]:
     state_dir = Path(stack.info["state_dir"])
     pattern = _scrape_configs()[job_name]["static_configs"][0]["labels"]["__path__"]
     run_dir = json.loads((state_dir / "stack.json").read_text())["run_dir"]
-    for name, value in (("AIFACTORY_STATE_DIR", str(state_dir)), ("AIFACTORY_RUN_DIR", run_dir)):
+    for name, value in (("AIFACTORY_STATE_DIR", str(state_dir)), ("RAY_PARENT_DIR", run_dir)):
         pattern = pattern.replace(f"${{{name}}}", value)
     paths = [Path(found) for found in glob.glob(pattern)]  # noqa: PTH207 - as Promtail does, from the root
     assert len({path.resolve() for path in paths}) == len(paths)

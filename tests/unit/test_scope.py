@@ -17,7 +17,10 @@ from serve_app.runs import Question, Run
 from serve_app.settings import Settings
 
 SETTINGS = Settings(config="simulated", models=[ModelConfig(model_id="m", engine="simulated")], debate=preset_debate())
-TOOL = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {"q": {}}}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "search", "parameters": {"type": "object", "properties": {"q": {}}}},
+}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
 TASKS = [{"task": "A", "model": "m"}, {"task": "B", "model": "m"}]
 DIRECT: dict[str, Any] = {
@@ -63,6 +66,10 @@ def with_earlier(*messages: dict[str, Any]) -> dict[str, Any]:
     return {**DIRECT, "messages": [*messages, DIRECT["messages"][-1]]}
 
 
+def debate(**changes: Any) -> dict[str, Any]:
+    return {**DEBATE, "x_debate": {**DEBATE["x_debate"], **changes}}
+
+
 def spoken(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
@@ -84,6 +91,11 @@ ANSWER_FIELDS: dict[str, Any] = {
     **{"return_token_ids": True, "cache_salt": "mine", "modalities": ["text"], "prediction": {"type": "content", "content": "x"}},
     **{"a_field_of_tomorrow": 1},
 }
+TASK_CHANGES: dict[str, dict[str, Any]] = {
+    **{"label": {"task": "Z"}, "model": {"model": "m2"}, "adapter": {"adapter": "poet"}},
+    **{"system": {"system": "Doubt."}, "temperature": {"temperature": 0.1}},
+}
+DEBATE_CHANGES: dict[str, Any] = {"rounds": 2, "strategy": "vote", "judge_model": "m2", "quorum": 2, "token_budget": 500}
 OTHER_QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{name: (DIRECT, {**DIRECT, name: value}) for name, value in ANSWER_FIELDS.items()},
     "temperature left out": (DIRECT, {k: v for k, v in DIRECT.items() if k != "temperature"}),
@@ -130,34 +142,21 @@ OTHER_QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "text that is none": (with_last(DIRECT, content=[{"type": "text", "text": 5}]), with_last(DIRECT, content=[spoken("5")])),
     "rag top_k": (RAG, {**RAG, "x_rag": {"top_k": 4}}),
-    "debate tasks": (DEBATE, {**DEBATE, "x_debate": {"tasks": [*TASKS, {"task": "C"}]}}),
+    "debate tasks": (DEBATE, debate(tasks=[*TASKS, {"task": "C"}])),
     **{
-        f"debate task {name}": (DEBATE, {**DEBATE, "x_debate": {**DEBATE["x_debate"], "tasks": [{**TASKS[0], **change}, TASKS[1]]}})
-        for name, change in {
-            "label": {"task": "Z"},
-            "model": {"model": "m2"},
-            "adapter": {"adapter": "poet"},
-            "system": {"system": "Doubt."},
-            "temperature": {"temperature": 0.1},
-        }.items()
+        f"debate task {name}": (DEBATE, debate(tasks=[{**TASKS[0], **change}, TASKS[1]]))
+        for name, change in TASK_CHANGES.items()
     },
-    **{
-        f"debate {name}": (DEBATE, {**DEBATE, "x_debate": {**DEBATE["x_debate"], name: value}})
-        for name, value in {
-            "rounds": 2, "strategy": "vote", "judge_model": "m2", "quorum": 2, "token_budget": 500,
-        }.items()
-    },
+    **{f"debate {name}": (DEBATE, debate(**{name: value})) for name, value in DEBATE_CHANGES.items()},
+}  # fmt: skip
+DELIVERY_FIELDS: dict[str, Any] = {
+    "stream": True, "stream_options": {"include_usage": True}, "user": "u1", "metadata": {"a": "b"}, "store": True,
+    "priority": 3, "request_id": "r1", "safety_identifier": "u1", "prompt_cache_key": "k",
+    "prompt_cache_retention": "24h", "service_tier": "flex", "x_timeout_s": 5, "x_project": "p", "x_route": "direct",
+    "top_p": None, "tools": None, "stop": None, "x_adapter": None,
 }  # fmt: skip
 SAME_QUESTION: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{
-        name: (DIRECT, {**DIRECT, name: value})
-        for name, value in {
-            "stream": True, "stream_options": {"include_usage": True}, "user": "u1", "metadata": {"a": "b"}, "store": True,
-            "priority": 3, "request_id": "r1", "safety_identifier": "u1", "prompt_cache_key": "k",
-            "prompt_cache_retention": "24h", "service_tier": "flex", "x_timeout_s": 5, "x_project": "p", "x_route": "direct",
-            "top_p": None, "tools": None, "stop": None, "x_adapter": None,
-        }.items()
-    },
+    **{name: (DIRECT, {**DIRECT, name: value}) for name, value in DELIVERY_FIELDS.items()},
     **{
         f"x_cache {value}": (DIRECT, {**DIRECT, "x_cache": value})
         for value in ({"mode": "refresh"}, {"mode": "only"}, {"mode": "bypass"}, {"threshold": 0}, {"ttl_s": 5})
@@ -169,7 +168,7 @@ SAME_QUESTION: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "rag sources": (RAG, {**RAG, "x_rag": {"top_k": 3, "sources": True}}),
     "rag default": ({**RAG, "x_rag": {"top_k": SETTINGS.rag_top_k}}, {**DIRECT, "x_route": "rag"}),
-    "debate drafts": (DEBATE, {**DEBATE, "x_debate": {**DEBATE["x_debate"], "drafts": False}}),
+    "debate drafts": (DEBATE, debate(drafts=False)),
     "debate provisional": (DEBATE, {**DEBATE, "x_cache": {"mode": "provisional"}}),
     "debate default spelt out": (DEBATE, {**DEBATE, "x_debate": {"tasks": TASKS, "rounds": 1}}),
 }  # fmt: skip
