@@ -104,17 +104,16 @@ class Lifecycle:
             ask = replace(ask, question=await self.research.of_now(ask.question))
         run = _new_run(ask)
         with bound(run.trace_id, route=run.route):
-            if not run.keyed and (answer := await recall_exact(self.cache, run)):
-                return await self._replay_cached(run, answer)
-            if run.cache.mode == "only":
-                return await self._only_from_cache(run)
-
-            lease_s = self.settings.lease_s
-            if run.route == "workflow":
-                lease_s = waiting_lease_s(run, lease_s)  # it may wait in the queue until its deadline
-            # While the log is asked: most questions are new, and then the vector is wanted next.
+            # While cache and log are asked: most questions are new, and then the vector is wanted next.
             embedding = self._tasks.spawn(embed_question(self.embedder, self.guards, run), name="embed", awaited=True)
             try:
+                if not run.keyed and (answer := await recall_exact(self.cache, run)):
+                    return await self._replay_cached(run, answer)
+                if run.cache.mode == "only":
+                    return await self._only_from_cache(run, embedding)
+                lease_s = self.settings.lease_s
+                if run.route == "workflow":
+                    lease_s = waiting_lease_s(run, lease_s)  # it may wait in the queue until its deadline
                 match await admit(self.store, run, lease_s=lease_s):
                     case Replay(record=row):
                         return replay_recorded(row, shared=not run.keyed)
@@ -226,10 +225,10 @@ class Lifecycle:
         count_recall(report.result)
         return reply_to(run, run.started, report, events, stack)
 
-    async def _only_from_cache(self, run: Run) -> Reply:
-        answer = await recall_exact(self.cache, run)
+    async def _only_from_cache(self, run: Run, embedding: "asyncio.Task[Run]") -> Reply:
+        answer = await recall_exact(self.cache, run) if run.keyed else None
         if answer is None:
-            run = await embed_question(self.embedder, self.guards, run)
+            run = await embedding
             near = await recall_semantic(self.cache, self.guards, run)
             answer = near.answer if near is not None else None
         if answer is None:
