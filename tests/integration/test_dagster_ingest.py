@@ -291,7 +291,7 @@ async def test_maintenance_leaves_a_clean_cache(stand: Stand) -> None:
     ran = await stand.maintain()
     assert ran.success
     assert ran.checks == {"no_expired_answers": True}
-    told = {"expired": 2, "quarantined": 1, "vectors_over_scope_cap": 0, "answers_over_cap": 0}
+    told = {"expired": 2, "quarantined": 1, "vectors_over_scope_cap": 0, "answers_over_cap": 0, "hnsw_indexes": 0}
     assert ran.told["completions_cache"] == told
     assert await stand.rows("SELECT req_id, quarantine_reason FROM completions_cache ORDER BY 1") == [
         ("3", "empty answer"),
