@@ -1,6 +1,5 @@
 """Closed classes of English: the few words that grammar is made of, which no dictionary groups by what they do."""
 
-import re
 from typing import Final
 
 
@@ -12,7 +11,7 @@ def words(text: str) -> frozenset[str]:
 # Dropped before two questions are compared: neither presence nor absence changes the answer.
 FREE: Final = words(
     "a an the is are am be been being do does doing have has having got there it that so and please just really actually "
-    "basically simply kindly usually generally typically normally exactly any um uh er erm hmm"
+    "basically simply kindly usually generally typically normally exactly any um uh er erm hmm available currently"
 )
 PREPOSITIONS: Final = words("of in at on for")  # may be missing on one side; `to` is one when no verb follows
 # Content all the same (a flight to Rome is none from Rome), but in no dictionary.
@@ -31,9 +30,19 @@ MODALS: Final = {
     **dict.fromkeys(("may", "might"), "may"),
     "must": "must",
 }
-QUESTION_WORDS: Final = {"what": "what", "which": "what", "who": "who", "whom": "who", "whose": "whose"} | {
+QUESTION_WORDS = {"what": "what", "which": "what", "who": "who", "whom": "who", "whose": "whose"} | {
     word: word for word in ("when", "where", "why", "how")
 }
+# What rephrased.py puts in the place of a phrase: the question word, and what else the phrase says about the answer.
+QUESTION_WORDS |= {f"when{detail}": f"when:{detail}" for detail in words("year date month day time")}
+QUESTION_WORDS |= {
+    f"where{detail}": f"where:{detail}" for detail in words("country city state town continent region county province")
+}
+QUESTION_WORDS |= {
+    f"who{detail}": f"who:{detail}"
+    for detail in words("team country nation person player company man woman club party band artist author scientist")
+}
+QUESTION_WORDS |= {f"what{detail}": f"what:{detail}" for detail in words("explain list give")}
 SUBJECTS: Final = {"i": "1", "me": "1", "we": "1p", "us": "1p", "you": "2"}  # may be missing on one side (passive voice)
 PERSONS: Final = {
     **dict.fromkeys(("my", "mine", "myself"), "1'"),
@@ -49,7 +58,7 @@ QUANTIFIERS: Final = words(
     "all some every each both either few several many much more "
     "most less least fewer fewest half double triple twice once only "
     "first last next previous min max minimum maximum average mean median total always often sometimes rarely seldom "
-    "best worst better worse highest lowest enough too almost about exactly other another same or than"
+    "best worst better worse enough too almost about exactly other another same or than"
 )
 DATES: Final = words(
     "monday tuesday wednesday thursday friday saturday sunday january february march april june july august september october "
@@ -102,63 +111,27 @@ IS_CONTRACTED: Final = frozenset(QUESTION_WORDS) | words("it that there here he 
 LITERAL: Final = words(
     "translate translation spell spelling spelled spelt pronounce "
     "pronunciation pronounced rhyme rhymes rewrite rephrase paraphrase "
-    "proofread correct grammar conjugate plural singular tense synonym synonyms antonym antonyms define definition meaning "
-    "word words letter letters syllable syllables character "
+    "proofread grammar conjugate plural singular tense synonym synonyms antonym antonyms define definition meaning "
+    "word words letters syllable syllables character "
     "characters capitalize capitalise uppercase lowercase anagram etymology "
-    "repeat echo transcribe transliterate"
+    "transcribe transliterate"
 )
-# What is said around a question.
-_HELLO: Final = (
-    r"(?:hi|hello|hey|hiya|howdy|greetings)(?: (?:there|team|all|everyone|guys|folks))?|dear (?:team|assistant|all)|"
-    r"good (?:morning|afternoon|evening|day)|sorry to bother you|excuse me|just wondering|just curious|"
-    r"so|ok|okay|yeah|um|uh|er|erm|hmm|please|pls|plz|kindly"
-)
-# Also ordinary words ("evening classes", "right knee"): a greeting only before a mark.
-_INTERJECTION: Final = (
-    r"morning|afternoon|evening|sorry|pardon me|yes|well|right|but|out of curiosity|"
-    r"(?:quick|silly|random|simple|another) (?:question|one)|"
-    r"(?:i have|i've got|got) (?:a|one) (?:\w+ )?question(?: (?:for you|about this))?|"
-    r"(?:can|could) (?:you|someone|anyone) (?:please )?help(?: me)?(?: out)?|(?:i )?need (?:some |your )?help"
-)
-_ASKING: Final = (
-    r"(?:can|could|would|will) (?:you|u|someone|anyone) (?:please |kindly |just )*(?:tell|explain to|inform|show) me|"
-    r"(?:please |kindly |just )*tell me|do you (?:happen to )?know|any idea|"
-    r"i (?:would|'d|d) (?:like|love) to (?:know|ask)|i'd (?:like|love) to (?:know|ask)|i (?:want|need) to know|"
-    r"i(?: am|'m|m) wondering|"
-    r"i was (?:just )?wondering(?: if you could tell me)?|"
-    r"(?:can|could|would|will) (?:you|u) (?:please |kindly |just )*"
-    r"(?=(?:explain|give|list|write|describe|help|show|name|summari[sz]e|find|translate|convert|calculate|compare|recommend|suggest|define)\b)"
-)
-_MARKS: Final = r"\s*[,.:;!?–—-][\s,.:;!?–—-]*"
-_ASKED: Final = r"(?:how|what|when|where|who|why|which|can|could|do|does|is|are)\b"
-OPENING: Final = re.compile(
-    rf"\s*(?:(?:{_HELLO})\b(?!-)[\s,.:;!–—-]*(?=\S)|(?:{_INTERJECTION})(?:{_MARKS}|\s+(?={_ASKED}))(?=\S)|(?:{_ASKING})[\s,:;–—-]*)",
-    re.IGNORECASE,
-)
-CLOSING: Final = re.compile(
-    r"\b(?:thanks(?: a lot| so much| very much| in advance)?|many thanks|thank you(?: so much| very much| in advance)?|"
-    r"thx|ty|cheers|please|pls|plz|kindly|much appreciated)$",
-    re.IGNORECASE,
-)
-LONGEST_CLOSING: Final = 30  # characters
-# Two ways to say one thing that differ in more than a word. The right side is read instead of the left.
-_MEASURES: Final = {
-    "tall|high": "height", "old": "age", "deep": "depth", "wide": "width",
-    "heavy": "weight", "big|large": "size", "fast": "speed",
-}  # fmt: skip
-REPHRASED: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), instead)
-    for pattern, instead in (
-        (r"\bwhat(?:'s| is) (?:the|a) way (?:to|of)\b", "how to"),
-        (r"\b(?:at )?what time\b", "when"),
-        (r"\bwhat(?:'s| is) (?=the (?:\w+ )?(?:time|date|deadline)\b)", "when is "),
-        (r"\bis it (?:possible|ok|okay|allowed|permitted) (?:for me )?to\b", "can I"),
-        (r"\bhow much (?=(?:\S+ )*(?:costs?|charged?)\b)", "what "),
-        (r"\bhow much (is|are)\b", r"what \1 the price of"),
-        *((rf"\bhow (?:{adjective})\b", f"what {noun}") for adjective, noun in _MEASURES.items()),
-        (r"\b(?:turn|switch) on\b|\bactivate\b", "enable"),
-        (r"\b(?:turn|switch) off\b|\bdeactivate\b", "disable"),
-        (r"\b(?:log|sign) ?-?(?:in to|into|onto|in|on)\b", "login"),
-        (r"\b(?:log|sign) ?-?(?:out|off)\b", "logout"),
+# The French president is the president of France; French toast has nothing to do with it.
+COUNTRIES: Final = dict(
+    pair.split("/")
+    for pair in words(
+        "french/france german/germany italian/italy spanish/spain russian/russia chinese/china japanese/japan indian/india "
+        "brazilian/brazil mexican/mexico canadian/canada australian/australia polish/poland turkish/turkey greek/greece "
+        "swedish/sweden norwegian/norway danish/denmark finnish/finland dutch/netherlands belgian/belgium swiss/switzerland "
+        "austrian/austria irish/ireland portuguese/portugal egyptian/egypt israeli/israel iranian/iran iraqi/iraq "
+        "ukrainian/ukraine korean/korea vietnamese/vietnam thai/thailand kenyan/kenya nigerian/nigeria argentine/argentina "
+        "chilean/chile peruvian/peru colombian/colombia cuban/cuba hungarian/hungary romanian/romania czech/czechia "
+        "british/britain scottish/scotland welsh/wales"
     )
+)
+# Names of software that are written with a small letter as often: no other python is installed.
+SOFTWARE: Final = words("python java javascript excel vim git docker ruby perl rust swift bash kafka flask pandas chrome android")
+OFFICES: Final = words(
+    "president presidents king kings queen queens emperor prime government parliament flag anthem currency economy constitution "
+    "population capital embassy ambassador chancellor"
 )

@@ -8,15 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from serve_app.guards.closed import FREE, QUESTION_WORDS, RELATIONS
+from serve_app.guards.synonyms import PARTNERS
+
 _FILE: Final = Path(__file__).with_name("english.txt.gz")
 _SHORTEST_TYPO: Final = 6  # letters; shorter words have too many neighbours
 _OPPOSING: Final = ("un", "in", "im", "il", "ir", "non", "dis", "de", "mis", "anti", "over", "under", "hyper", "hypo")
 _SUFFIXES: Final = (
     *(("sses", "ss"), ("ies", "y"), ("ches", "ch"), ("shes", "sh")),
-    *(("xes", "x"), ("zes", "z"), ("ses", "s"), ("s", "")),
+    *(("xes", "x"), ("oes", "o"), ("zes", "z"), ("ses", "s"), ("s", "")),
 )
 _VERB_SUFFIXES: Final = (("ied", "y"), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""))
-_SAME: Final = frozenset({"get", "receive", "obtain"})  # in questions; WordNet keeps them apart
 _PLURALS: Final = "children child men man women woman feet foot teeth tooth mice mouse people person"
 _PASTS: Final = (
     "became become began begin broke break brought bring built build bought buy caught catch chose choose came come cost cost "
@@ -100,6 +102,13 @@ def lemma(word: str) -> str:
     return word
 
 
+def gerund_of(word: str) -> str:
+    """The verb of which this is the -ing form, even where that is a noun of its own; the word itself if there is none."""
+    base = word.removesuffix("ing")
+    verbs = (form for form in (base, f"{base}e", base[:-1]) if len(form) > 1 and _is(form, "v"))
+    return next(verbs, word) if base != word else word
+
+
 def past_form(word: str) -> bool:
     """Whether it is the past or the participle of a verb."""
     return word in _PAST_FORMS or (word.endswith("ed") and lemma(word) != word)
@@ -108,7 +117,20 @@ def past_form(word: str) -> bool:
 def same_meaning(left: str, right: str) -> bool:
     """Whether two words are one word in another form or spelling, or synonyms in their main sense."""
     left, right = lemma(left), lemma(right)
-    return left == right or {left, right} <= _SAME or _in(right, lexicon().synonyms.get(left, ""))
+    if left == right or right in PARTNERS.get(left, ()) or _in(right, lexicon().synonyms.get(left, "")):
+        return True
+    one, other = _compared(left), _compared(right)
+    return one is not None and other is not None and one[1] == other[1] and same_meaning(one[0], other[0])
+
+
+def _compared(word: str) -> tuple[str, str] | None:
+    """The adjective and the ending of a comparative or superlative: largest is large, est."""
+    ending = next((e for e in ("est", "er") if word.endswith(e)), None)
+    if ending is None or word in lexicon().parts:
+        return None
+    base = word.removesuffix(ending)
+    forms = (base, f"{base}e", base[:-1], f"{base[:-1]}y")
+    return next(((form, ending) for form in forms if len(form) > 1 and _is(form, "a")), None)
 
 
 def opposites(left: str, right: str) -> bool:
@@ -124,8 +146,26 @@ def opposites(left: str, right: str) -> bool:
     )
 
 
+@cache
+def _twisted() -> dict[str, str]:
+    """Words of grammar with two neighbouring letters swapped, where that is no word and no other's: teh, waht, adn."""
+    found: dict[str, set[str]] = {}
+    for word in (FREE | RELATIONS | QUESTION_WORDS.keys()) - {"them"}:
+        for i in range(len(word) - 1) if 3 <= len(word) <= 7 else ():
+            found.setdefault(word[:i] + word[i + 1] + word[i] + word[i + 2 :], set()).add(word)
+    return {slip: min(words) for slip, words in found.items() if len(words) == 1 and not known(slip) and slip not in words}
+
+
+def untwisted(word: str) -> str:
+    """The word of grammar that this is a slip of, or the word itself."""
+    meant = _twisted().get(word.lower())
+    return word if meant is None else meant.capitalize() if word[0].isupper() else meant
+
+
 def typo(left: str, right: str) -> bool:
     """Whether one is no word and one slip (a letter more, less, another, or two swapped) away from the other, which is."""
+    if sorted(left) == sorted(right) and len(left) > 3 and (left in RELATIONS) != (right in RELATIONS):
+        return one_slip(left, right)  # flights form Rome
     if min(len(left), len(right)) < _SHORTEST_TYPO or known(left) == known(right) or left[0] != right[0]:
         return False
     return one_slip(left, right)

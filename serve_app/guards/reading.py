@@ -4,23 +4,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final, Literal
 
 from serve_app.guards.closed import (
-    CLOSING,
-    CONTRACTED,
     COPULAS,
+    COUNTRIES,
     DATES,
     FREE,
-    IS_CONTRACTED,
     LITERAL,
-    LONGEST_CLOSING,
     MIXED_UNITS,
     MODALS,
     MULTIPLIERS,
     NEGATIONS,
     NUMBER_WORDS,
-    OPENING,
+    OFFICES,
     ORDINALS,
     PAST,
     PERSONS,
@@ -28,12 +26,16 @@ from serve_app.guards.closed import (
     PREPOSITIONS,
     QUANTIFIERS,
     QUESTION_WORDS,
-    REPHRASED,
+    RELATIONS,
     SHORT_UNIT,
     SUBJECTS,
     UNITS,
 )
-from serve_app.guards.lexicon import lemma, may_be_verb, past_form
+from serve_app.guards.closed import words as words_of
+from serve_app.guards.frames import PUNCTUATION, unframed
+from serve_app.guards.lexicon import lemma, may_be_verb, past_form, untwisted
+from serve_app.guards.rephrased import rephrased
+from serve_app.guards.tokens import split
 
 Kind = Literal[
     "content",
@@ -50,24 +52,18 @@ Kind = Literal[
     "free",
     "symbol",
 ]
-_FRAMES: Final = 6  # openings or closings taken off at most
+_SMALL_WORD: Final = re.compile(r"(?<![\w'.-])[A-Za-z][a-z]{2,6}(?![\w'-]|\.\w)")
 _STRICT_WORDS: Final = 24  # from here on a vector may miss one word among many
 _TYPOGRAPHY: Final = str.maketrans(
     {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "\u00a0": " "}
-)
-_TOKEN: Final = re.compile(
-    r"(?P<number>(?<![\w.])-?(?=[\d.])\.?\d+(?:[.,:/]\d+)*(?:[sS][tT]|[nN][dD]|[rR][dD]|[tT][hH])?(?![^\W\d_]))"
-    r"|(?P<amount>(?<![\w.])-?\d+(?:[.,:]\d+)*)(?P<unit>[^\W\d_]{1,3})(?!\w)"
-    r"|(?P<word>(?:(?<![^\W_])[^\W\d_]{1,2}-(?=[^\W\d_]))?[^\W_]+(?:'[^\W\d_]+)*)"  # e-mail is one word, call-out two
-    r"|(?P<symbol>[^\s\w.,;:!?'\"()-]|_)"
 )
 _CODE: Final = re.compile(
     r"[`{}\[\]\\<>=|^~]|\+\+|//|&&|\w\(|(?<!\S)--?[A-Za-z][\w-]*|[a-z0-9]_[a-z0-9]|\w#|#\w|!=|::|\w\.\w+\(|"
     r"\b(?:SELECT|INSERT|UPDATE|DELETE)\b|[a-z][A-Z][a-z]*\(|(?<![\w.])[A-Za-z]\w*\.[a-z]\w+\.?\w*(?!\.\w)(?=\s+(?:in|do|does|return)\b)"
 )
+_LITERAL: Final = re.compile(r"^(?:repeat|correct|echo)\b|\b(?:the|first|last|which|what|capital) letter\b", re.IGNORECASE)
 _QUOTED: Final = re.compile(r'"([^"]+)"|(?<!\w)\'([^\']+)\'(?!\w)|`([^`]+)`')
 _SYMBOL: Final = re.compile(r"[^\s\w.,;:!?'\"()$%-]|_|^-+\w|[a-z]\.[a-z]|\w\(")
-_PUNCTUATION: Final = " .,;:!?-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +95,11 @@ class Reading:
         return [w.key for w in self.words if w.kind in kinds]
 
     @cached_property
+    def owned(self) -> frozenset[int]:
+        """Where the words begin that somebody has: my teacher, his dogs."""
+        return frozenset(word.at for before, word in pairwise(self.words) if before.kind == "person")
+
+    @cached_property
     def code_like(self) -> bool:
         """Whether a single character may change everything."""
         return _CODE.search(self.core) is not None
@@ -110,15 +111,30 @@ class Reading:
 
     @cached_property
     def strict(self) -> bool:
-        """Whether only the very same words will do: code, quotations, tasks about words, and long texts."""
-        literal = any(w.low in LITERAL for w in self.words)
+        """Whether only the very same words will do: code, quotations, and long texts."""
         bare = all(w.kind == "question" for w in self.meant)  # "How are you?", "What is it?"
-        return self.code_like or literal or bare or bool(self.quoted) or len(self.words) > _STRICT_WORDS or "\n" in self.core
+        return self.code_like or bare or bool(self.quoted) or len(self.words) > _STRICT_WORDS or "\n" in self.core
+
+    @cached_property
+    def literal(self) -> bool:
+        """Whether it is about words: what they mean, how they are spelt, translated."""
+        return any(w.low in LITERAL for w in self.words) or _LITERAL.search(self.core) is not None
+
+    @cached_property
+    def task(self) -> list[str]:
+        """All words but those that only make it a question."""
+        return [w.low for before, w in pairwise((None, *self.words)) if w and not _asking(before, w)]
+
+    @cached_property
+    def infinitives(self) -> frozenset[int]:
+        """Where the verbs begin that have `to` before them, which might be -ing as well: start to talk, but not stop to talk."""
+        triples = zip(self.words, self.words[1:], self.words[2:], strict=False)
+        return frozenset(word.at for verb, to, word in triples if to.low == "to" and lemma(verb.low) not in _STOPPING)
 
     @cached_property
     def chunks(self) -> list[str]:
         """Stretches with symbols in them, as written."""
-        return [chunk.rstrip(_PUNCTUATION) for chunk in self.core.split() if _SYMBOL.search(chunk)]
+        return [chunk.rstrip(PUNCTUATION) for chunk in self.core.split() if _SYMBOL.search(chunk)]
 
     @cached_property
     def cased(self) -> bool:
@@ -144,17 +160,34 @@ class Reading:
 
 def read(text: str) -> Reading:
     """Take the text apart. Linear in its length; callers bound that."""
-    core = _unframed(" ".join(_lines(text.translate(_TYPOGRAPHY))))
+    core = unframed(" ".join(_lines(text.translate(_TYPOGRAPHY))))
     if core.isupper() and " " in core and not _CODE.search(core):
         core = core.lower()  # shouted: its capitals say nothing
-    for pattern, instead in REPHRASED:
-        core = pattern.sub(instead, core)
-    pairs = list(_split(core))
+    if not _CODE.search(core):
+        core = rephrased(_SMALL_WORD.sub(lambda found: untwisted(found[0]), core))
+    pairs = list(split(core))
     words: list[Word] = []
     for index, (raw, at, tag) in enumerate(pairs):
         after = pairs[index + 1][0].lower() if index + 1 < len(pairs) else ""
         words.append(_word(raw, at, tag, words[-1] if words else None, after))
+    for index in range(len(words) - 1):
+        if words[index].raw in _CURRENCIES and words[index + 1].kind == "number":  # $5 is 5 dollars
+            words[index : index + 2] = words[index + 1], words[index]
+    if _telegraphic(words):
+        words.insert(0, Word("?", "?", "what:-", "question", -1))
     return Reading(text, core, tuple(_joined(words)))
+
+
+def _asking(before: Word | None, word: Word) -> bool:
+    return word.kind == "question" or (before is not None and before.kind == "question" and word.low in COPULAS)
+
+
+def _telegraphic(words: list[Word]) -> bool:
+    """Capital of France: a noun and what belongs to it, where others ask what it is."""
+    if any(w.kind in ("question", "modal") or w.low in _SENTENCE for w in words):
+        return False
+    nouns = [w for w in words if w.low not in _ARTICLES][:1]
+    return bool(nouns) and nouns[0].kind == "content" and nouns[0].low not in RELATIONS and nouns[0].raw.isalpha()
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -162,55 +195,6 @@ def _lines(text: str) -> Iterator[str]:
         if number:
             yield "\n"
         yield from line.split()
-
-
-def _unframed(text: str) -> str:
-    for _ in range(_FRAMES):
-        opening = OPENING.match(text)
-        if opening is None or opening.end() >= len(text):
-            break
-        text = text[opening.end() :].lstrip(_PUNCTUATION)
-    for _ in range(_FRAMES):
-        bare = text.rstrip(_PUNCTUATION)
-        closing = CLOSING.search(bare, max(0, len(bare) - LONGEST_CLOSING))
-        if closing is None or closing.start() == 0:
-            break
-        text = bare[: closing.start()]
-    return text
-
-
-def _split(core: str) -> Iterator[tuple[str, int, str]]:
-    for found in _TOKEN.finditer(core):
-        at = found.start()
-        if found["amount"]:
-            if found["unit"].lower() in UNITS:
-                yield found["amount"], at, "number"
-                yield found["unit"], at, "unit"
-            else:
-                yield found[0], at, "word"
-        elif found["word"]:
-            for part in _uncontracted(found["word"]):
-                yield part, at, "word"
-        else:
-            yield found[0], at, "number" if found["number"] else "symbol"
-
-
-def _uncontracted(word: str) -> tuple[str, ...]:
-    low = word.lower()
-    if low in CONTRACTED:
-        return CONTRACTED[low]
-    base, mark, ending = word.rpartition("'")
-    if not mark:
-        return (word,)
-    if ending.lower() == "t" and base.lower().endswith("n"):
-        stem = base[:-1]
-        return {"ca": "can", "wo": "will", "sha": "shall"}.get(stem.lower(), stem), "not"
-    if ending.lower() == "s" and base.lower() in IS_CONTRACTED:
-        return base, "is"
-    whole = {"ll": "will", "ve": "have", "re": "are", "m": "am", "d": "would", "s": ""}.get(ending.lower())
-    if whole is None:
-        return (word,)
-    return (base, whole) if whole else (base,)
 
 
 def _word(raw: str, at: int, tag: str, before: Word | None, after: str) -> Word:
@@ -225,7 +209,8 @@ def _classified(raw: str, low: str, tag: str, before: Word | None, after: str) -
         return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", low), "number"
     if low in ORDINALS and not (low == "second" and behind_number):
         return f"{ORDINALS[low]}{_ending(ORDINALS[low])}", "number"
-    if tag == "unit" or (low in UNITS and (behind_number or len(low) > SHORT_UNIT)):
+    behind = behind_number and not (low == "in" and UNITS.get(lemma(after)) in _MONEY)  # what is 5 in euros?
+    if tag == "unit" or (low in UNITS and (behind or len(low) > SHORT_UNIT)):
         return _unit(raw, low), "unit"
     if tag == "symbol":
         return (UNITS[low], "unit") if low in UNITS else (raw, "symbol")
@@ -233,11 +218,17 @@ def _classified(raw: str, low: str, tag: str, before: Word | None, after: str) -
         return raw, "content"  # IT, US, WHO: not the word in capitals
     if low in NUMBER_WORDS or (low in MULTIPLIERS and behind_number):
         return low, "number"
+    if before is not None and (raw == "May" or (low in ("fall", "may") and before.low in _BEFORE_SEASONS)):
+        return low, "date"
+    if low == "fall":
+        return low, "content"
     for words, kind in _CLASSES:
         if low in words:
             return (words[low] if isinstance(words, dict) else low), kind
     if low == "to":
         return low, ("free" if may_be_verb(after) else "content")
+    if low in COUNTRIES and raw[0].isupper() and after in OFFICES:
+        return COUNTRIES[low], "content"
     singular = lemma(low)
     if singular in UNITS and len(singular) > SHORT_UNIT:
         return UNITS[singular], "unit"
@@ -256,6 +247,12 @@ _CLASSES: Final[tuple[tuple[dict[str, str] | frozenset[str], Kind], ...]] = (
     (PREPOSITIONS, "preposition"),
     (FREE, "free"),
 )
+_CURRENCIES: Final = frozenset("$€£¥")
+_MONEY: Final = _CURRENCIES | {"aud", "cad", "chf", "inr"}
+_STOPPING: Final = words_of("stop quit remember forget try regret go")
+_BEFORE_SEASONS: Final = words_of("in this last next every each during late early since until by")
+_ARTICLES: Final = frozenset({"a", "an", "the"})
+_SENTENCE: Final = COPULAS | {"do", "does", "did", "i", "we", "you"}
 _PLAIN_WORDS: Final = frozenset().union(*(set(words) for words, _ in _CLASSES if words not in (DATES,))) | {"to"}
 
 

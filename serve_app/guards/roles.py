@@ -1,13 +1,22 @@
 """Who does what to whom: the order of words, and what relates them."""
 
 import re
+from itertools import pairwise, product
 from typing import Final
 
+from serve_app.guards.closed import words
 from serve_app.guards.guard import Guard
 from serve_app.guards.pair import Pair
 from serve_app.guards.reading import Reading
 
 _COMPOUNDING: Final = frozenset({"of", "for", "in", "at", "on"})  # "the password for guests" is "the guest password"
+
+_LONGEST_PART: Final = 2  # words on either side of `and`
+_ORDERED: Final = words(
+    "ratio rate respectively divide divided subtract minus then order quotient convert odds translate before after"
+)
+
+_DIRECTIONS: Final = words("to from into with by about through via")
 
 
 class Roles(Guard):
@@ -25,11 +34,56 @@ class Roles(Guard):
         if sorted(asked) != sorted(stored):
             return None  # not this rule's business: order says nothing about different words
         if asked != stored:
+            if pair.compounds:
+                return "other order"
             moved = _fronted(pair, asked, stored) or _compounded(pair, asked, stored) or _dated(pair, asked, stored)
-            moved = moved or _denied(pair, asked, stored)
+            moved = moved or _denied(pair, asked, stored) or _joined(pair, asked, stored) or _side_by_side(asked, stored)
             return None if moved else "other order"
         ours, theirs = set(pair.asked.keys("preposition")), set(pair.stored.keys("preposition"))
+        if (ours - theirs == {"of"} and _inside(pair.stored)) or (theirs - ours == {"of"} and _inside(pair.asked)):
+            return None
         return "other relations" if ours - theirs and theirs - ours else None
+
+
+def _inside(text: Reading) -> bool:
+    """What ingredients are in it? - What are the ingredients of it?"""
+    return re.match(r"what \w+ (?:is|are) (?:there )?in\b", text.core, re.IGNORECASE) is not None
+
+
+def _joined(pair: Pair, asked: list[str], stored: list[str]) -> bool:
+    """The difference between A and B - the difference between B and A; is A or B larger?"""
+    if any(w.low in _ORDERED for w in pair.asked.words):
+        return False
+    for at in range(1, len(asked)):
+        after = at + (asked[at] == "or")  # `and` is no word of the sequence
+        if after == at and "and" not in _between(pair.asked, at):
+            continue
+        for left, right in product(range(1, _LONGEST_PART + 1), repeat=2):
+            start, end = at - left, after + right
+            turned = asked[:start] + asked[after:end] + asked[at:after] + asked[start:at] + asked[end:]
+            if start >= 0 and end <= len(asked) and turned == stored and _on_a_par(pair.asked, start, end):
+                return True
+    return False
+
+
+def _side_by_side(asked: list[str], stored: list[str]) -> bool:
+    """To Rome from Paris - from Paris to Rome: each preposition keeps its noun."""
+    heads = [i for i, key in enumerate(asked) if key in _DIRECTIONS]
+    for first, second in pairwise(heads):
+        for end in range(second + 2, min(len(asked), second + 2 + _LONGEST_PART) + 1):
+            if first + 1 < second and asked[:first] + asked[second:end] + asked[first:second] + asked[end:] == stored:
+                return True
+    return False
+
+
+def _on_a_par(text: Reading, start: int, end: int) -> bool:
+    """Not two sentences ("A hit B and C hit D"), and no span ("between Monday and Friday")."""
+    before = [w for w in text.meant[:start] if w.kind != "question"]
+    if any(w.kind in ("number", "date", "unit", "negation") for w in text.meant[start:end]):
+        return False
+    if end == len(text.meant) or (before and before[-1].low in ("between", "compare")):
+        return True
+    return len(before) < 2 and "'" not in text.core[text.meant[start].at : text.meant[end].at]
 
 
 def _impersonal(pair: Pair) -> bool:

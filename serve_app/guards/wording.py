@@ -1,7 +1,12 @@
 """Tasks about words, quotations, long texts."""
 
+from typing import Final
+
 from serve_app.guards.guard import Guard
 from serve_app.guards.pair import Pair
+from serve_app.guards.reading import Reading
+
+_TELLING: Final = 5  # letters
 
 
 class Wording(Guard):
@@ -12,8 +17,15 @@ class Wording(Guard):
     def veto(self, pair: Pair) -> str | None:
         """See Guard."""
         asked, stored = pair.asked, pair.stored
-        if asked.quoted != stored.quoted:
+        if asked.quoted != stored.quoted and not (_unmarked(asked, stored) or _unmarked(stored, asked)):
             return "other quotations"
         if (asked.strict or stored.strict) and [w.low for w in asked.words] != [w.low for w in stored.words]:
             return "other wording"
+        if (asked.literal or stored.literal) and asked.task != stored.task:
+            return "other words"
         return None
+
+
+def _unmarked(marked: Reading, plain: Reading) -> bool:
+    """What does "ennui" mean? - What does ennui mean? A short word ("it") means something else without its marks."""
+    return not plain.quoted and all(len(quoted) >= _TELLING and quoted in plain.core for quoted in marked.quoted)

@@ -67,12 +67,31 @@ def rule(asked: str, stored: str) -> str | None:
         ("wording", "Translate 'cat' to French", "Translate 'cats' to French"),
         ("wording", "How do you spell affects?", "How do you spell effects?"),
         ("wording", "How are you?", "How do you do?"),
+        ("wording", 'What is "it"?', "What is it?"),
         ("substitution", "What are the effects of ibuprofen?", "What are the effects of aspirin?"),
         ("substitution", "How do I delete my account?", "How do I delete my shop account?"),
         ("substitution", "How do I clean glass?", "How do I clean glasses?"),
         ("substitution", "Is the chicken cooked?", "Is the chicken cooking?"),
         ("substitution", "Right knee pain", "Knee pain"),
         ("substitution", "Evening classes in Leeds", "Classes in Leeds"),
+        ("entities", "Is CO poisonous?", "Is Co poisonous?"),
+        ("entities", "How fast is 100 MBps?", "How fast is 100 Mbps?"),
+        ("questions", "In what year did the war end?", "In what month did the war end?"),
+        ("questions", "Which team won the cup?", "Which country won the cup?"),
+        ("questions", "Tell me a joke", "What is a joke?"),
+        ("questions", "List the planets", "Explain the planets"),
+        ("persons", "How do you store my data?", "How do I store my data?"),
+        ("roles", "What is the exchange rate between USD and EUR?", "What is the exchange rate between EUR and USD?"),
+        ("roles", "Did Tom hit Ann and Bob hit Sue?", "Did Tom hit Bob and Ann hit Sue?"),
+        ("roles", "Who is older, my sister or my brother's wife?", "Who is older, my brother or my sister's wife?"),
+        ("roles", "Is a website better than a blog?", "Is a blog better than a web site?"),
+        ("roles", "Fly to Rome from Paris", "Fly to Paris from Rome"),
+        ("roles", "Is it colder in May than in June?", "Is it colder in June than in May?"),
+        ("questions", "Who was Henry VII?", "When was Henry VIII?"),
+        ("numbers", "Who was Henry VII?", "Who was Henry VIII?"),
+        ("substitution", "Write a note to my teacher", "Write a note to my teachers"),
+        ("substitution", "How do I cure a cold?", "How do I treat a cold?"),
+        ("code", "What does a & b do?", "What does a and b do?"),
     ],
 )
 def test_what_is_kept_apart_and_by_which_rule(name: str, left: str, right: str) -> None:
@@ -105,6 +124,33 @@ def test_what_is_kept_apart_and_by_which_rule(name: str, left: str, right: str) 
         ("How do I set up my e-mail?", "How do I set up my email?"),
         ("Explain how a heat pump works", "Explain: how does a heat pump work?"),
         ("It\u2019s raining", "It's raining"),
+        ("What is an API?", "Would you mind telling me what an API is?"),
+        ("What is an API?", "I want you to explain what an API is, please"),
+        ("Who wrote Emma?", "I was wondering who is the author of Emma"),
+        ("Does it rain in Cairo?", "Do you know if it rains in Cairo?"),
+        ("Write a poem about rain", "Can you write me a poem about rain?"),
+        ("What is the capital of Peru?", "Waht is teh capital of Peru"),
+        ("Flights from Paris to Rome", "flights form Paris to Rome"),
+        ("Fly from Paris to Rome", "Fly to Rome from Paris"),
+        ("Pros and cons of solar panels", "pros & cons of solar panels"),
+        ("What is the difference between RAM and ROM?", "How does ROM differ from RAM?"),
+        ("Is tea or coffee healthier?", "Is coffee or tea healthier?"),
+        ("How do I boil an egg?", "How do you boil an egg?"),
+        ("How do I reset my password?", "How can one reset a password?"),
+        ("When did the Titanic sink?", "In what year did the Titanic sink?"),
+        ("How long does it take?", "How much time does it take?"),
+        ("What does osmosis mean?", "Define osmosis"),
+        ('What does "osmosis" mean?', "What is the meaning of osmosis?"),
+        ("How do I descale a kettle?", "What is the best way to descale a kettle?"),
+        ("What is a capo for?", "What is the purpose of a capo?"),
+        ("What are the ingredients of pesto?", "What ingredients are in pesto?"),
+        ("How do I set up a website?", "How do I setup a web site?"),
+        ("Which planet is the biggest?", "What is the largest planet?"),
+        ("Population of Japan", "How many people live in Japan?"),
+        ("How is depreciation calculated?", "How do I calculate depreciation?"),
+        ("Why did Rome fall?", "Explain why Rome fell"),
+        ("What is $5 in euros?", "What is 5 dollars in euros?"),
+        ("Who won World War II?", "Who won World War 2?"),
     ],
 )
 def test_what_means_the_same(left: str, right: str) -> None:
@@ -134,7 +180,7 @@ def test_english_with_names_is_not_refused(text: str) -> None:
 
 
 def test_the_labelled_pairs_of_the_benchmark() -> None:
-    for file in ("adversarial_pairs.jsonl", "own_pairs.jsonl"):
+    for file in ("adversarial_pairs.jsonl", "own_pairs.jsonl", "blind_pairs.jsonl"):
         pairs = [json.loads(line) for line in (DATA / file).read_text().splitlines()]
         served = {0: 0, 1: 0}
         for pair in pairs:

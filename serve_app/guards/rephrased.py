@@ -1,0 +1,254 @@
+"""Two ways to say one thing that differ in more than a word: read as one of them."""
+
+import re
+from typing import Final, NamedTuple
+
+from serve_app.guards.lexicon import gerund_of, lemma, past_form
+
+_LONGEST: Final = 400  # characters; longer texts are compared word by word anyway
+_PEOPLE: Final = r"(?:i|you|u|we|one|people|someone|somebody|anyone)"
+_NO_PERSON: Final = r"(?!.*\b(?:my|mine|me|our|us|your|yours|you|i)\b)"  # then "you" is anybody
+# Of these "you" is the one who is asked.
+_SELF: Final = (
+    r"(?!(?:feel|think|know|like|love|hate|work|function|compare|remember|speak|see|hear|understand|believe|live|sleep|do|look|"
+    r"help|talk|say|want|read|access|answer)\b)"
+)
+_ASKED: Final = r"(?=(?:how|what|why|when|where|who|which|whether)\b)"
+_PLACE: Final = r"(country|city|state|town|continent|region|county|province)"
+_DONE: Final = r"(?=\w+ed\b|(?:won|wrote|made|built|sang|led|began|became|beat|lost|held|took|found|drew|flew|ran|has|had)\b)"
+_END: Final = r"\W*$"
+_MAKERS: Final = {
+    "author": "wrote", "writer": "wrote", "inventor": "invented", "founder": "founded", "discoverer": "discovered",
+    "composer": "composed", "painter": "painted", "creator": "created", "designer": "designed", "director": "directed",
+    "winner": "won", "builder": "built", "developer": "developed",
+}  # fmt: skip
+_MEASURES: Final = {
+    "tall": "height", "high": "height", "old": "age", "deep": "depth", "wide": "width", "heavy": "weight", "big": "size",
+    "large": "size", "fast": "speed", "quickly": "speed",
+}  # fmt: skip
+_SHORT: Final = {
+    "US": "United States", "USA": "United States", "UK": "United Kingdom", "NYC": "New York City", "EU": "European Union",
+    "UN": "United Nations", "TV": "television", "JS": "JavaScript", "AI": "artificial intelligence",
+    "WWI": "World War 1", "WW1": "World War 1", "WWII": "World War 2", "WW2": "World War 2",
+}  # fmt: skip
+_NUMERALS: Final = ("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII", "XIII")
+_ROMAN: Final = {name: str(number) for number, name in enumerate(_NUMERALS, 2) if len(name) > 1}
+_ABOUT_LETTERS: Final = re.compile(r"\b(?:stands? for|abbreviat|acronym|short for|spell|initials|numeral)", re.IGNORECASE)
+_SHORTENED: Final = re.compile(rf"(?<![\w.$'\"])(?:{'|'.join(_SHORT)}|uk|usa|nyc|eu|tv|js|ww[12]|wwii?)(?![\w$'\"&])")
+_NUMBERED: Final = re.compile(rf"(?<=[a-z] )(?:{'|'.join(sorted(_ROMAN, key=len, reverse=True))})(?![\w.'-])")
+_ALIKE: Final = r"(?:same|identical|similar|equal|equivalent|related|married|different) (?:as|to|from)|compatible with"
+_WAY: Final = r"(?:way|method|technique|approach)"
+_AUXILIARY: Final = r"(?=(?:did|was|were|is|are|do|does|will|has|have|can|should)\b)"
+_GROUP: Final = r"(team|country|nation|person|player|company|man|woman|club|party|band|artist|author|scientist)"
+_GIVE: Final = r"(?:giv(?:e|ing)|show(?:ing)?|tell(?:ing)?|provid(?:e|ing))"
+_STATED: Final = r"(?!(?:what|which|who|where|when|why|how|is|are|does?|did|can)\b)"  # Spain's capital is what?
+_NO_SINGLE: Final = r"(?!an? (?!few\b|couple\b))"
+_PIECE: Final = (
+    r"(?:an? |some |the )"
+    r"(?:list|recipe|summary|explanation|example|overview|definition|description|tips|ideas|advice|information)\b"
+)
+_SOME: Final = r"(?:some |a few |a couple of )"
+_EXPLAIN: Final = (
+    r"explain(?:ing)?|(?:tell|teach)(?:ing)? (?:me|us)(?: more| a bit| a little| something)? about|"
+    r"what can you tell (?:me|us) about|"
+    r"(?:give|giving|provide)(?: (?:me|us))?(?: with)? (?:an? |some )?(?:overview|explanation|information|info) (?:of|on|about)"
+)
+
+
+class _Phrase(NamedTuple):
+    hint: str  # must stand in the text, in small letters: most patterns need not be tried
+    pattern: re.Pattern[str]
+    instead: str
+
+
+def _compiled(*phrases: tuple[str, str, str]) -> tuple[_Phrase, ...]:
+    return tuple(_Phrase(hint, re.compile(pattern, re.IGNORECASE), instead) for hint, pattern, instead in phrases)
+
+
+_ANYWHERE: Final = _compiled(
+    (" & ", r"(?<=[a-z]{2}) & (?=[a-z]{2})", " and "),
+    (".m.", r"\b([ap])\.m\.(?=\W|$)", r"\1m"),
+    ("w/o", r"\bw/o\b", "without"),
+    (" w/", r"(?<= )w/(?= ?\w)", "with "),
+    ("wanna", r"\bwanna\b", "want to"),
+    ("gonna", r"\bgonna\b", "going to"),
+    ("u ", r"\bu\b(?= )", "you"),
+    ("the ", r"\bthe (?:different|various) (?=(?:type|kind|sort|way|part|method|stage|form)s\b)", "the "),
+    ("in the ", r"\b(\w+est|most \w+)((?: \w+){1,2}) in the world\b", r"\1\2"),
+    ("on earth", r"\b(\w+est|most \w+)((?: \w+){1,2}) on earth\b", r"\1\2"),
+    ("the world's", r"\bthe world's (?=\w+est\b|most\b)", "the "),
+    (" on", r"\b(?:turn|switch) on\b", "enable"),
+    (" off", r"\b(?:turn|switch) off\b", "disable"),
+    ("deactivate", r"\bdeactivate\b", "disable"),
+    ("activate", r"\bactivate\b", "enable"),
+    ("log", r"\blog ?-?(?:in to|into|onto|in|on)\b", "login"),
+    ("log", r"\blog ?-?(?:out|off)\b", "logout"),
+    ("sign", r"\bsign ?-?(?:in to|into|onto|in|on)\b", "login"),
+    ("sign", r"\bsign ?-?(?:out|off)\b", "logout"),
+    ("sign", r"\bsign(?:ing)? up\b", "register"),
+    ("in touch", r"\b(?:get|getting|be) in touch with\b", "contact"),
+    ("rid of", r"\bget rid of\b", "remove"),
+    ("mix", r"\b(mix|mixing) (\w+(?: \w+)?) with\b", r"\1 \2 and"),
+    ("max", r"\bmax\b", "maximum"),
+    ("min", r"(?<!\d)(?<!\d )\bmin\b", "minimum"),
+    ("in order to", r"\bin order to\b", "to"),
+    ("", r" (?:per|each|every) (day|week|month|year|hour)(?=\W*$)", r" a \1"),
+    ("exactly", r"\bexactly (?=(?:how|what|why|when|where|who|which)\b)", ""),
+    ("exactly", r"\b(how|what|why|when|where|who|which) exactly\b", r"\1"),
+    ("capital city", r"\bcapital city\b", "capital"),
+    ("how much time", r"\bhow much time\b", "how long"),
+    ("is it ", r"\bis it (?:possible|ok|okay|allowed|permitted) (?:for me )?to\b", "can I"),
+    ("v", r"(?<=[a-z])(?:,? (?:versus|vs\.?|v\.?s\.?)) (?=\w)", " and "),
+)
+# In this order: a later one may find what an earlier one leaves.
+_AT_START: Final = _compiled(
+    ("s ", r"(what|who|where|when|how|why)'?s (?=\w)", r"\1 is "),
+    *(
+        (f" {word}", rf"{_STATED}(.+) (is|are|was|were) ({word}){_END}", r"\3 \2 \1")
+        for word in ("what", "who", "where", "when")
+    ),
+    # imperatives
+    ("i ", rf"(?:can|could|may) i (?:please )?(?:get|have) (?={_PIECE})", "give me "),
+    ("i", rf"(?:i (?:need|want|would like)|i'd like|i(?: am|'m) looking for) (?={_PIECE})", "give me "),
+    (" me ", r"(write|draft|compose|suggest|recommend) me (?=\w)", r"\1 "),
+    ("", rf"(?:explain|describe|clarify|demonstrate|illustrate)(?:ing)?(?: (?:to|for) (?:me|us))?,?:? {_ASKED}", ""),
+    ("the ", r"(?:explain|describe)(?:ing)? (?:the way|the manner in which) (?=\w)", "how "),
+    (" how", r"(?:show|teach|tell|walk)(?:ing)? (?:me|us)(?: through)? (?=how\b)", ""),
+    ("", rf"(?:tell|let)(?:ing)? (?:me|us)(?: know)? (?:(?:if|whether) |{_ASKED})", ""),
+    (" me", rf"(explain|describe|define|clarify)(?:ing)? (.+) (?:to|for) me{_END}", r"\1 \2"),
+    ("", rf"(?:{_EXPLAIN})(?: to (?:me|us))?,?:? (?=\w)", "whatexplain "),
+    ("list of", rf"(?:list|name|{_GIVE} (?:me|us)(?: with)?) (?:out )?(?:the |a )?list of (?=\w)", "whatlist "),
+    (" a", rf"{_GIVE} (?:me|us)(?: with)? (?=an? (?!few\b|couple\b|summary\b))", "whatgive "),
+    ("", rf"(?:(?:list|listing|name|naming) (?!of\b)|{_GIVE} (?:me|us)(?: with)? {_NO_SINGLE}){_SOME}?(?=\w)", "whatlist "),
+    ("", rf"(what are|suggest|recommend|share|find|write)(?: me)? {_SOME}(?=\w)", r"\1 "),
+    ("summary of", r"(?:give (?:me|us)|write|provide) (?:me )?(?:a|the) summary of (?=\w)", "summarize "),
+    (" into ", r"translate (.+) into (?=\w)", r"translate \1 to "),
+    # anybody
+    ("how ", rf"how (?:do|does|can|could|should|would) (?:you|u|we|one|people|someone) {_SELF}(?=\w+){_NO_PERSON}", "how do I "),
+    ("how ", r"how (?:do|would|can|should|could) i (?:go about|best) (?=\w)", "how do I "),
+    ("how ", r"how (?:might|may|would) i (?=\w)", "how do I "),
+    ("", rf"(can|should|must) (?:you|u|we|one|people) {_SELF}(?=\w+){_NO_PERSON}", r"\1 I "),
+    ("", rf"(what|when|where|why|which \w+) (can|should|must) (?:you|u|we|one|people) {_SELF}{_NO_PERSON}", r"\1 \2 I "),
+    (" do ", rf"((?:wh\w+|how)(?: \w+)*?) do (?:you|u|we|one|people) (?=need|have to){_NO_PERSON}", r"\1 do I "),
+    (" to ", r"(?:am i|are we|are you|is one) (?:able|allowed|permitted) to (?=\w)", "can I "),
+    (" to ", r"(?:is|are) (?!it\b|there\b)((?:\w+ ){1,3}?)(?:allowed|permitted) to (?=\w)", r"can \1"),
+    ("ed ", r"(?:is|are) (?!it\b|there\b)(?:an? )?((?:\w+ ){1,3}?)(?:needed|required) (?=to|for|in)", r"do I need \1"),
+    ("need to", r"what do i need to (?=(?:pack|bring|know|do|wear|take|eat|check|say|include|carry)\b)", "what should I "),
+    (" tell ", r"how (?:can|do) i tell (?:if|whether) (?=\w)", "how do I know if "),
+    (" whether ", r"how (?:can|do) i know whether (?=\w)", "how do I know if "),
+    ("may i ", r"may i (?=\w)", "can I "),
+    (" way ", r"is there (?:a|any) way (?:for (?:me|us) )?to (?=\w)", "can I "),
+    ("do i ", r"do i (?:have|need) to (?=\w)", "must I "),
+    ("do i ", r"((?:when|where|why|how (?:much|many|long|often))(?: \w+){0,2}) do i (?:have|need) to (?=\w)", r"\1 must I "),
+    ("ed to", r"am i (?:required|obliged) to (?=\w)", "must I "),
+    ("is it ", r"is it (?:necessary|required|mandatory|compulsory)(?: for me)? to (?=\w)", "must I "),
+    # manner
+    ("ways to", r"(?:what are )?(?:some |the )?ways to (?=\w)", "how do I "),
+    ("what", rf"what(?: is|'s) (?:the|a) (?:(?:best|right|proper|correct) )?{_WAY} (?:to|of|for) (?=\w)", "how to "),
+    ("what ", r"what (?:is|are) the (?:steps?|procedure|process|instructions) (?:to|for|of) (?=\w+)", "how do I "),
+    (" i ", r"what (?:can|should|must|do) i (?:need to |have to )?do (?:in order )?to (?=\w)", "how do I "),
+    # time, place, person, reason
+    (" be", rf"when will (.+) be{_END}", r"when is \1"),
+    ("what causes ", r"what causes (.+) to (?=\w)", r"why does \1 "),
+    ("", rf"(?:in |on |at )?(?:what|which) (year|date|month|day|time) {_AUXILIARY}", r"when\1 "),
+    ("time in", r"what is the (?:current )?time (?=in\b)", "whentime is it "),
+    ("what is the", r"what is (?=the (?:\w+ )?(?:time|date|deadline)\b)", "when is "),
+    ("in ", rf"in (?:what|which) {_PLACE} {_AUXILIARY}", r"where\1 "),
+    (" in", rf"(?:what|which) {_PLACE} (is|are|was|were) (.+?) (?:located |situated )?in{_END}", r"where\1 \2 \3"),
+    ("ated", rf"(where(?:{_PLACE[1:-1]})?) (is|are|was|were) (.+?) (?:located|situated)\b", r"\1 \2 \3"),
+    ("", rf"(?:which|what) {_GROUP} {_DONE}", r"who\1 "),
+    ("", r"(?:what is the name of|who is) the (?:person|man|woman|one|guy) (?:who|that) (?=\w)|who is it that (?=\w)", "who "),
+    ("number of", r"what (?:is the )?number of (?=\w)", "how many "),
+    ("by whom", rf"(?:by whom (?:was|were) (.+) (\w+)){_END}", r"who \2 \1"),
+    (" by", rf"who (?:was|were) (.+) (\w+) by{_END}", r"who \2 \1"),
+    ("who is the ", r"who is the (?:current|present) (?=\w)", "who is the "),
+    ("current", r"what is the current (?=(?:population|price|temperature|time|version|value|weather|age)\b)", "what is the "),
+    ("how come", r"how come (?=\w)", "why "),
+    ("reason", r"(?:for )?what reasons? (?=(?:do|does|did|is|are|was|were)\b)", "why "),
+    ("reason", r"what is the reason (?!(?:for|of|to|behind|in|is)\b)(?:why |that )?(?=\w)", "why "),
+    ("what makes ", r"what makes (?=\S+ \S)", "why is "),
+    ("what caused ", r"what caused (?=\w)", "what was the cause of "),
+    ("what causes ", r"what causes (?=\w)", "what is the cause of "),
+    # measures
+    ("how long ", rf"how long (?:does|do) (?!it\b)(.+?) (?:take|last){_END}", r"what is the length of \1"),
+    ("how long ", r"how long (is|are|was|were) (?=\w)", r"what length \1 "),
+    (" cost", r"(?:how much|what) (?:does|do|would|will) (.+?) cost\b", r"what price of \1"),
+    ("how ", r"how (?:expensive|much) (is|are) (?=\w)", r"what \1 the price of "),
+    (" weigh", rf"how much (?:does|do) (.+?) weigh{_END}", r"what is the weight of \1"),
+    ("how many people", r"how many people live in (?=\w)", "what is the population of "),
+    ("how far ", r"how far (?:is|are) (?:it )?(?:from )?(.+?) (?:to|from) (?=\w)", r"what the distance between \1 and "),
+    ("distance from ", r"(?:what is )?the distance from (.+?) to (?=\w)", r"what the distance between \1 and "),
+    # meaning, purpose, difference
+    (" mean", rf"what (?:does|do) (?:the (?:word|term) )?(.+?) mean{_END}", r"what is the meaning of \1"),
+    ("", r"(?:what is meant by|define) (?:the (?:word|term) )?(?=\w)", "what is the meaning of "),
+    ("of ", r"(?:what is the )?(?:definition|meaning) of (?:the (?:word|term) )?(?=\w)", "what is the meaning of "),
+    (" means", rf"what (?:the (?:word|term) )?(.+?) means{_END}", r"what is the meaning of \1"),
+    (" for", rf"what (?:is|are) (.+?) (?:short|an abbreviation) for{_END}", r"what does \1 stand for"),
+    (" for", rf"what (?:is|are) (.+?) (?:used |good |needed )?for{_END}", r"what is the purpose of \1"),
+    (" for", rf"what (?:do|can) {_PEOPLE} use (.+?) for{_END}", r"what is the purpose of \1"),
+    ("what is the ", r"what is the (?:use|function) of (?=\w)", "what is the purpose of "),
+    (" differ", r"how (?:does|do) (.+?) differ from (?=\w)", r"what is the difference between \1 and "),
+    (" differ", r"how (?:is|are) (.+?) different (?:from|than|to) (?=\w)", r"what is the difference between \1 and "),
+    (" differ", rf"how (?:do|are) (.+? and .+?) (?:differ|different){_END}", r"what is the difference between \1"),
+    (" from ", r"what (?:distinguishes|differentiates) (.+?) from (?=\w)", r"what is the difference between \1 and "),
+    ("compare ", r"compare (.+?) (?:with|to|against) (?=\w)", r"compare \1 and "),
+    # nouns and verbs
+    (" do", rf"what (?:does|do) (.+?) do{_END}", r"what is the purpose of \1"),
+    (" do", rf"what (?!do)(.+?) (?:does|do){_END}", r"what is the purpose of \1"),
+    (" call ", r"what (?:do|would) (?:you|we|people|i) call (?=\w)", "what is the name of "),
+    (" or ", rf"(?:which|what)(?: one)? is ((?:more )?\w+)[,:] (.+? or .+?){_END}", r"is \2 \1"),
+    ("", rf"(?:is|are) (.+?) (?:the )?({_ALIKE}) (.+?){_END}", r"are \1 and \3 \2"),
+    (" have", rf"what ((?:\w+ ){{1,2}}?)(?:does|do|can) (.+?) have{_END}", r"what is the \1of \2"),
+    (" cause", rf"what ((?:\w+ ){{1,2}}?)(?:does|do|can) (.+?) cause{_END}", r"what is the \1of \2"),
+    ("ed", rf"what (?:is|are) (.+?) (?:called|named){_END}", r"what is the name of \1"),
+    ("t", r"(?:which|what) (\w+(?: \w+){0,4}?) (is|are|was|were) (?:the )?(best|worst|most \w+|\w+est)\b", r"what \2 the \3 \1"),
+)  # fmt: skip
+_MAKER: Final = re.compile(
+    rf"who (?:is|was|are|were) the (?:original )?({'|'.join(_MAKERS)})s? (?:of|behind) (?=\w)", re.IGNORECASE
+)
+_DONE_TO: Final = re.compile(rf"how (?:is|are) (.+?) (\w+){_END}", re.IGNORECASE)
+_DOING: Final = re.compile(
+    rf"is (\w+ing) (.+) (safe|unsafe|dangerous|bad|good|legal|illegal|allowed|(?:un)?healthy|harmful|hard)((?: for \w+)?){_END}",
+    re.IGNORECASE,
+)  # is eating fish safe? - is it safe to eat fish?
+_MEASURE: Final = re.compile(rf"\bhow ({'|'.join(_MEASURES)})\b", re.IGNORECASE)
+_COSTS: Final = re.compile(r"\bhow much (?=(?:\S+ )*(?:costs?|charged?)\b)", re.IGNORECASE)
+
+
+def rephrased(core: str) -> str:
+    """The text in the words that the guards compare; as it is when it is long."""
+    if len(core) > _LONGEST:
+        return core
+    capital = core[:1].isupper()
+    core = _spelled_out(core)
+    low = core.lower()
+    for hint, pattern, instead in _ANYWHERE:
+        if hint in low:
+            core = pattern.sub(instead, core)
+    low = core.lower()
+    for hint, pattern, instead in _AT_START:
+        found = pattern.match(core) if hint in low else None
+        if found is not None:
+            core = found.expand(instead) + core[found.end() :]
+            low = core.lower()
+    doing = _DOING.match(core)
+    if doing is not None and gerund_of(doing[1].lower()) != doing[1].lower():
+        core = f"is it {doing[3]} to {gerund_of(doing[1].lower())} {doing[2]}{doing[4]}"
+    done = _DONE_TO.match(core)
+    if done is not None and past_form(done[2].lower()):
+        core = f"how do I {lemma(done[2].lower())} {done[1]}"
+    maker = _MAKER.match(core)
+    if maker is not None:
+        core = f"who {_MAKERS[maker[1].lower()]} {core[maker.end() :]}"
+    if "how " in low:
+        core = _COSTS.sub("what ", core)
+        core = _MEASURE.sub(lambda found: f"what {_MEASURES[found[1].lower()]}", core)
+    return core[:1].upper() + core[1:] if capital else core  # it says that the writer uses capitals
+
+
+def _spelled_out(core: str) -> str:
+    """The UK is the United Kingdom, Henry VIII is Henry 8; not where the letters are asked for."""
+    if (_SHORTENED.search(core) or _NUMBERED.search(core)) and not _ABOUT_LETTERS.search(core):
+        core = _SHORTENED.sub(lambda found: _SHORT[found[0].upper()], core)
+        core = _NUMBERED.sub(lambda found: _ROMAN[found[0]], core)
+    return core
