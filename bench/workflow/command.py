@@ -9,8 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from bench.workflow import figures
-from bench.workflow.cpu import cpu_seconds
+from bench.workflow import backlog, figures
 from bench.workflow.ground import Ground, standing_ground
 from bench.workflow.ray_launch import write_home
 
@@ -61,10 +60,10 @@ async def _measure(wanted: set[str], rounds: int, ray_rounds: int) -> list[Line]
             ratio = statistics.median(await figures.task_ratios(ground, share))
             lines.append(Line("three tasks over the slowest alone", f"{ratio:.2f}x", "<= 1.25x", ratio <= 1.25))
         if "runs" in wanted:
-            before, count = cpu_seconds(ground.state), 4 * rounds
-            rate = await figures.runs_per_second(ground, count)
-            lines.append(Line("debates a second, 4 at a time, replicas cost nothing", f"{rate:.1f}/s", ">= 10/s", rate >= 10))
-            lines.append(_cpu(before, cpu_seconds(ground.state), count))
+            worked = await backlog.work_off(ground, 4 * rounds)
+            told = f"{worked.per_second:.1f}/s"
+            lines.append(Line("debates a second that wait, replicas cost nothing", told, ">= 10/s", worked.per_second >= 10))
+            lines.append(_cpu(worked.cpu))
         if "terminate" in wanted:
             lines.append(_line("Terminate to stream ended and engines idle", await figures.terminations(ground, share), 1.0))
     if "ray-debate" in wanted:
@@ -99,11 +98,10 @@ def _against_warm(what: str, taken: list[float], warm_s: float) -> list[Line]:
     return [_line(what, taken, None), Line("  over the warm way to the first token", f"{ratio:.0f}x", ">= 20x", ratio >= 20)]
 
 
-def _cpu(before: dict[str, float], after: dict[str, float], debates: int) -> Line:
+def _cpu(used: dict[str, float]) -> Line:
     """What bounds the rate: the cores, and for the worker one core."""
-    used = {part: (seconds - before.get(part, 0.0)) / debates * 1000 for part, seconds in after.items()}
-    parts = ", ".join(f"{part} {used[part]:.0f}" for part in sorted(used, key=used.__getitem__, reverse=True))
-    return Line("  milliseconds of CPU for each, the warm-up's included", parts)
+    parts = ", ".join(f"{part} {used[part] * 1000:.0f}" for part in sorted(used, key=used.__getitem__, reverse=True))
+    return Line("  milliseconds of CPU for each", f"{parts}; together {sum(used.values()) * 1000:.0f}")
 
 
 def _line(what: str, taken: list[float], goal_s: float | None) -> Line:

@@ -14,7 +14,6 @@ from bench.workflow.ground import MODELS, Ground, debate_of
 
 _PATH: Final = "/v1/chat/completions"
 _WARM_UP: Final = 3
-_LANES: Final = 4
 _IDLE_S: Final = 30.0
 
 
@@ -51,7 +50,8 @@ async def read(http: httpx.AsyncClient, body: dict[str, Any], started: asyncio.F
     return seen
 
 
-def _question(number: int) -> str:
+def fresh_question(number: int) -> str:
+    """A text that was never asked before."""
     return f"Question {number} at {time.time_ns()}?"
 
 
@@ -60,7 +60,7 @@ async def first_tokens(ground: Ground, rounds: int, *, warm_up: int = _WARM_UP) 
     own_s = MODELS["prompt"].ttft_ms / 1000
     taken = []
     for number in range(-warm_up, rounds):
-        seen = await read(ground.http, debate_of("prompt", _question(number)))
+        seen = await read(ground.http, debate_of("prompt", fresh_question(number)))
         if number >= 0:
             taken.append(seen.first - seen.began - own_s)
     return taken
@@ -70,7 +70,7 @@ async def task_ratios(ground: Ground, rounds: int) -> list[float]:
     """From the request to the last draft's last token, over the slowest of the same three prompts asked for alone."""
     ratios = []
     for number in range(-1, rounds):
-        question = _question(number)
+        question = fresh_question(number)
         alone = []
         for _ in "ABC":
             plain = {"model": "steady", "messages": [{"role": "user", "content": question}], "x_cache": {"mode": "bypass"}}
@@ -82,24 +82,9 @@ async def task_ratios(ground: Ground, rounds: int) -> list[float]:
     return ratios
 
 
-async def runs_per_second(ground: Ground, runs: int) -> float:
-    """Whole debates a second, `_LANES` at a time, on replicas that answer at once with one token."""
-    await asyncio.gather(*(_ask(ground.http, number) for number in range(-2 * _LANES, 0)))
-    waiting = iter(range(runs))
-    began = time.perf_counter()
-
-    async def lane() -> None:
-        for number in waiting:
-            await _ask(ground.http, number)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(_LANES):
-            group.create_task(lane())
-    return runs / (time.perf_counter() - began)
-
-
-async def _ask(http: httpx.AsyncClient, number: int) -> None:
-    answer = await http.post(_PATH, json=debate_of("nothing", _question(number)))
+async def ask(http: httpx.AsyncClient, number: int) -> None:
+    """A whole debate on replicas that answer at once with one token."""
+    answer = await http.post(_PATH, json=debate_of("nothing", fresh_question(number)))
     if answer.status_code != 200:
         raise RuntimeError(f"{answer.status_code}: {answer.text}")
 
@@ -124,7 +109,7 @@ async def terminations(ground: Ground, rounds: int) -> list[float]:
 async def _terminate(http: httpx.AsyncClient, page: httpx.AsyncClient, eyes: Eyes, number: int) -> float:
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with asyncio.timeout(4 * _IDLE_S), asyncio.TaskGroup() as group:
-        reading = group.create_task(read(http, debate_of("steady", _question(number), max_tokens=4000), started))
+        reading = group.create_task(read(http, debate_of("steady", fresh_question(number), max_tokens=4000), started))
         run_id = await _dagster_run(http, await started)
         await page.post("/graphql", json={"query": _STATUS, "variables": {"run": run_id}})  # the page has been opened
         pressed = time.perf_counter()

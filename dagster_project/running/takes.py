@@ -56,6 +56,7 @@ class Takes:
     def __init__(self, instance: DagsterInstance, job: JobDefinition) -> None:
         self._instance = instance
         self._job = job
+        self._first: DagsterRun | None = None  # what all first takes have in common: they have the same plan
         repository = ReconstructableRepository.for_module(DEFINITIONS_MODULE, fn_name="defs", working_directory=_ROOT)
         self._python_origin = ReconstructableJob(repository=repository, job_name=JOB).get_python_origin()
         target = LoadableTargetOrigin(module_name=DEFINITIONS_MODULE, working_directory=_ROOT, attribute=None)
@@ -94,7 +95,17 @@ class Takes:
         return known._replace(run_config=config, tags={**known.tags, **tags}, status=DagsterRunStatus.NOT_STARTED)
 
     def _create(self, run: Run, run_id: str, number: int, parent: DagsterRun | None) -> DagsterRun:
-        tags, root, plan = _tags(run, number), None, None
+        tags = _tags(run, number)
+        if parent is not None:
+            return self._record(run_id, tags, number, parent)
+        if self._first is None:
+            made = self._record(run_id, tags, number)
+            self._first = made._replace(tags={name: value for name, value in made.tags.items() if name not in tags})
+            return made
+        return self._instance.add_run(self._first._replace(run_id=run_id, tags={**self._first.tags, **tags}))
+
+    def _record(self, run_id: str, tags: dict[str, Any], number: int, parent: DagsterRun | None = None) -> DagsterRun:
+        root, plan = None, None
         if parent is not None:
             root = parent.root_run_id or parent.run_id
             tags |= {PARENT_RUN_ID_TAG: parent.run_id, ROOT_RUN_ID_TAG: root}

@@ -12,10 +12,11 @@ import concurrent.futures
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Set
 from typing import Any, Final, TypeVar
 
 from dagster import DagsterEvent, ExecutorDefinition, Failure, InitExecutorContext
+from dagster._core.definitions.scoped_resources_builder import Resources, ScopedResourcesBuilder
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import ExecuteRunWithPlanIterable
@@ -65,10 +66,14 @@ class StopSwitch:
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._loop.call_soon_threadsafe(self._start, awaitable, done)
         try:
-            while not concurrent.futures.wait([done], timeout=_POLL_S).done:
-                if self._loop.is_closed():
-                    raise StepCancelled  # nobody is left to finish the task
-            return done.result()
+            while True:
+                try:
+                    return done.result(timeout=_POLL_S)
+                except TimeoutError:
+                    if done.done():
+                        return done.result()  # it may have failed with a TimeoutError of its own
+                    if self._loop.is_closed():
+                        raise StepCancelled from None  # nobody is left to finish the task
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
             raise StepCancelled from None
 
@@ -109,6 +114,25 @@ class _OnWorkerLoop:
         return self._switch.run(awaitable)
 
 
+class _BuiltOnce(ScopedResourcesBuilder):
+    """Dagster makes a class anew for each step, input, output and type check; the resources of a worker do not change."""
+
+    _built: dict[frozenset[str], Resources]
+
+    def build(self, required_resource_keys: Set[str] | None) -> Resources:
+        keys = frozenset(required_resource_keys or ())
+        found = self._built.get(keys)
+        if found is None:
+            found = self._built[keys] = super().build(keys)
+        return found
+
+    @classmethod
+    def over(cls, stock: ScopedResourcesBuilder) -> "_BuiltOnce":
+        made = cls(stock.resource_instance_dict, stock.contains_generator)
+        made._built = {}
+        return made
+
+
 class StepHost:
     """Where steps run: a pool of threads and the worker's loop. The worker owns it and closes it."""
 
@@ -117,6 +141,14 @@ class StepHost:
         self.steps_per_run = steps_per_run
         self.pool = concurrent.futures.ThreadPoolExecutor(steps, thread_name_prefix="dagster-step")
         self._switches: dict[str, StopSwitch] = {}
+        self._resources: _BuiltOnce | None = None
+
+    def resources(self, stock: ScopedResourcesBuilder) -> ScopedResourcesBuilder:
+        """The resources of a run, as the runs before it had them, if they are the same."""
+        known = self._resources
+        if known is None or known != stock:
+            known = self._resources = _BuiltOnce.over(stock)
+        return known
 
     def switch(self, run_id: str) -> StopSwitch:
         """The stop switch of a Dagster run; made at first use, kept until `release`."""
@@ -171,6 +203,9 @@ class ThreadedExecutor(Executor):
 
     def _iterate(self, job_context: PlanExecutionContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         assert self._host is not None
+        found = job_context._execution_data
+        shared = self._host.resources(found.scoped_resources_builder)
+        job_context._execution_data = found._replace(scoped_resources_builder=shared)
         steps = _Steps(self._host, self._host.switch(job_context.run_id))
         try:
             with (

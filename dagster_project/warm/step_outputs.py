@@ -43,6 +43,10 @@ _TABLE: Final = sqlalchemy.Table(
 )
 
 
+_NEW: Final = postgresql.insert(_TABLE)
+_PUT: Final = _NEW.on_conflict_do_update(index_elements=list(_TABLE.primary_key), set_={"value": _NEW.excluded.value})
+
+
 class StepOutputs:
     """The table. Its calls block, and raise what SQLAlchemy raises."""
 
@@ -64,10 +68,8 @@ class StepOutputs:
     def save(self, root_run_id: str, key: OutputKey, value: bytes) -> None:
         """Keep one output; a second time replaces the first."""
         row = {"root_run_id": root_run_id, "step_key": key.step, "output_name": key.output, "mapping_key": key.mapping_key}
-        put = postgresql.insert(_TABLE).values(**row, value=value, kept_at=time.time())
-        put = put.on_conflict_do_update(index_elements=list(row), set_={"value": put.excluded.value})
         with self._engine.begin() as connection:
-            connection.execute(put)
+            connection.execute(_PUT, {**row, "value": value, "kept_at": time.time()})
 
     def load(self, root_run_id: str) -> dict[OutputKey, bytes]:
         """All outputs that are kept of a run and its children."""

@@ -13,6 +13,20 @@ LAUNCHER = "launcher.py"
 
 # user in dagster_project, module, attribute path, parameters that we pass (None: only its presence counts)
 USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
+    (EXECUTOR, "dagster._core.definitions.scoped_resources_builder", "Resources", None),
+    (
+        EXECUTOR,
+        "dagster._core.definitions.scoped_resources_builder",
+        "ScopedResourcesBuilder.__new__",
+        ("resource_instance_dict", "contains_generator"),
+    ),
+    (
+        EXECUTOR,
+        "dagster._core.definitions.scoped_resources_builder",
+        "ScopedResourcesBuilder.build",
+        ("required_resource_keys",),
+    ),
+    (EXECUTOR, "dagster._core.execution.context.system", "ExecutionData.scoped_resources_builder", None),
     (EXECUTOR, "dagster._core.errors", "DagsterExecutionInterruptedError", None),
     (EXECUTOR, "dagster._core.events", "EngineEventData.interrupted", ("steps_interrupted",)),
     (EXECUTOR, "dagster", "DagsterEvent.engine_event", ("plan_context", "message", "event_specific_data")),
@@ -58,6 +72,7 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (EXECUTOR, "dagster._core.executor.base", "Executor.execute", ("plan_context", "execution_plan")),
     (STORAGE, "dagster._core.events", "ASSET_EVENTS", None),
     (STORAGE, "dagster._core.events", "ASSET_CHECK_EVENTS", None),
+    (STORAGE, "dagster._core.events", "EVENT_TYPE_TO_PIPELINE_RUN_STATUS", None),
     (STORAGE, "dagster._core.storage.event_log", "SqlEventLogStorageTable.insert", ()),
     (STORAGE, "dagster._core.storage.event_log.base", "PoolLimit", None),
     (STORAGE, "dagster_postgres", "DagsterPostgresStorage.__init__", ("postgres_url", "should_autocreate_tables", "inst_data")),
@@ -65,6 +80,7 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.store_event", ("event",)),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage._event_to_row", ("event",)),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.get_records_for_run", None),
+    (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.handles_run_events_in_store_event", None),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.has_asset_key_index_cols", ()),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.supports_global_concurrency_limits", None),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.get_pool_limits", ()),
@@ -77,6 +93,7 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.delete_concurrency_limit", ("concurrency_key",)),
     (STORAGE, "dagster_postgres.event_log", "PostgresEventLogStorage.dispose", ()),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.__init__", ("postgres_url", "should_autocreate_tables")),
+    (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.handle_run_event", ("run_id", "event", "update_timestamp")),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_run_stats_index_cols", ()),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_backfill_id_column", ()),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_job_snapshot", ("job_snapshot_id",)),
@@ -125,6 +142,7 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
         "KnownExecutionState.build_resume_retry_reexecution",
         ("instance", "parent_run"),
     ),
+    (TAKES, "dagster", "DagsterInstance.add_run", ("dagster_run",)),
     (TAKES, "dagster", "DagsterInstance.report_run_failed", ("dagster_run", "message")),
     (TAKES, "dagster", "DagsterInstance.add_run_tags", ("run_id", "new_tags")),
     (TAKES, "dagster_postgres.event_log", "PostgresEventLogStorage.free_concurrency_slots_for_run", ("run_id",)),
@@ -167,6 +185,25 @@ def test_a_step_keeps_its_loop_where_the_executor_replaces_it() -> None:
 
     source = inspect.getsource(inspect.getattr_static(PlanExecutionContext, "event_loop").fget)
     assert "self._event_loop" in source, "executor.py sets _event_loop of a step, and Dagster no longer reads it"
+
+
+def test_all_of_a_run_is_given_its_resources_by_what_the_executor_replaces() -> None:
+    from dagster._core.execution.context.system import PlanExecutionContext, TypeCheckContext
+
+    for reader in (PlanExecutionContext.for_step, PlanExecutionContext.for_type):
+        told = "executor.py replaces _execution_data, and Dagster no longer reads it"
+        assert "self._execution_data" in inspect.getsource(reader), told
+    assert "scoped_resources_builder.build(" in inspect.getsource(TypeCheckContext.__init__)
+
+
+def test_dagster_leaves_the_status_of_runs_to_the_storage() -> None:
+    """And nothing else that our instance needs: what comes after it is for automatic retries of runs, which are off."""
+    source = inspect.getsource(DagsterInstance.handle_new_event)
+    assert "not self._event_storage_impl.handles_run_events_in_store_event" in source
+    assert source.count("handle_run_event(") == 1
+    assert "run_retries_enabled" in source
+    with DagsterInstance.ephemeral() as instance:
+        assert not instance.run_retries_enabled
 
 
 def test_async_ops_use_nothing_of_the_loop_but_run_until_complete() -> None:
