@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ class Eyes:
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def open(cls, state: StackState, stack: AsyncExitStack) -> Self:
+    async def open(cls, state: StackState, stack: AsyncExitStack, variables: Mapping[str, str] | None = None) -> Self:
+        """`variables`: the login of a Ray cluster that the stack did not start."""
+        login = {**deployment.ray_variables(state), **(variables or {})}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -55,7 +58,7 @@ class Eyes:
             str(state.ray_address),
             str(settings_file(state.state_dir)),
             # Ray's list of actors looks for a cluster by itself, and gives up where it finds two.
-            env=child_environment({**deployment.ray_variables(state), "RAY_ADDRESS": str(state.ray_address)}),
+            env=child_environment({**login, "RAY_ADDRESS": str(state.ray_address)}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             limit=2**20,

@@ -25,7 +25,6 @@ MODEL = "sim-small"
 ENGINE = SimulatedConfig(ttft_ms=30, itl_ms=15, seed=1, default_tokens=20)
 LEASE_S = 15.0
 GATEWAYS, WORKERS, REPLICAS = 2, 1, 2
-EXPECTED: dict[Role, int] = {"gateway": GATEWAYS, "worker": WORKERS, "replica": REPLICAS}
 
 
 class Tap:
@@ -54,6 +53,7 @@ class Ground:
     eyes: Eyes
     tap: Tap
     timeout_s: float
+    workers: int = WORKERS
     began: float = field(default_factory=time.time)
 
     def server(self, name: str) -> MortalServer:
@@ -62,11 +62,12 @@ class Ground:
     async def whole(self, timeout_s: float = 120) -> float:
         """Wait until every replica, worker and gateway is there and the API is ready; seconds it took."""
         began = time.monotonic()
+        expected: dict[Role, int] = {"gateway": GATEWAYS, "worker": self.workers, "replica": REPLICAS}
         async with self.stack.http() as http, asyncio.timeout(timeout_s):
             while True:
                 seats = await self.eyes.seats()
-                count = {role: sum(seat.role == role for seat in seats) for role in EXPECTED}
-                answers = len(await self.eyes.engines()) if count == EXPECTED else 0
+                count = {role: sum(seat.role == role for seat in seats) for role in expected}
+                answers = len(await self.eyes.engines()) if count == expected else 0
                 if answers == REPLICAS and (await http.get("/readyz")).status_code == 200:
                     return time.monotonic() - began
                 await asyncio.sleep(0.3)
@@ -93,13 +94,21 @@ def _servers() -> Iterator[tuple[Path, MortalPostgres, MortalNats]]:
             postgres.stop()
 
 
-def _configuration(folder: Path, timeout_s: float) -> str:
+@dataclass(frozen=True)
+class OwnRay:
+    """A Ray cluster that is there already. `variables`: what a process needs that talks to it."""
+
+    address: str
+    variables: dict[str, str]
+
+
+def _configuration(folder: Path, timeout_s: float, workers: int) -> str:
     values: dict[str, Any] = {
         "models": [
             {"model_id": MODEL, "engine": "simulated", "num_cpus": 0.1, "replicas": REPLICAS, "simulated": ENGINE.model_dump()}
         ],
         "gateway_replicas": GATEWAYS,
-        "workers": WORKERS,
+        "workers": workers,
         "lease_s": LEASE_S,
         "queue_ack_wait_s": 5,
         "request_timeout_s": timeout_s,
@@ -114,16 +123,20 @@ def _configuration(folder: Path, timeout_s: float) -> str:
 
 
 @asynccontextmanager
-async def standing_ground(*, timeout_s: float = 60.0) -> AsyncIterator[Ground]:
-    """Start everything; at the end everything is ended again."""
+async def standing_ground(*, timeout_s: float = 60.0, workers: int = WORKERS, ray: OwnRay | None = None) -> AsyncIterator[Ground]:
+    """Start everything, on `ray` or on an embedded node; at the end everything is ended again."""
+    # Gateways on several nodes must be reached from the HAProxy of each.
+    where = {"ray_address": ray.address, "host": "0.0.0.0"} if ray else {}
+    variables = ray.variables if ray else {}
     async with AsyncExitStack() as opened:
         folder, postgres, bus = opened.enter_context(_servers())
-        config = _configuration(folder, timeout_s)
-        stack = opened.enter_context(running_stack(config, postgres_dsn=postgres.dsn(), nats_url=bus.url))
+        config = _configuration(folder, timeout_s, workers)
+        servers = {"postgres_dsn": postgres.dsn(), "nats_url": bus.url}
+        stack = opened.enter_context(running_stack(config, variables, **servers, **where))
         state = load_state(Path(stack.info["state_dir"]))
         if state is None:
             raise RuntimeError(f"no state in {stack.info['state_dir']} although `up` succeeded")
-        eyes = await Eyes.open(state, opened)
+        eyes = await Eyes.open(state, opened, variables)
         tap = Tap()
         client = await nats.connect(
             bus.url, name="tap", max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet, pending_size=2**24
@@ -131,7 +144,7 @@ async def standing_ground(*, timeout_s: float = 60.0) -> AsyncIterator[Ground]:
         opened.push_async_callback(client.close)
         await client.subscribe("evt.chat.>", cb=tap.hear, pending_msgs_limit=0, pending_bytes_limit=0)
         await client.flush()
-        ground = Ground(stack, state, postgres, bus, eyes, tap, timeout_s)
+        ground = Ground(stack, state, postgres, bus, eyes, tap, timeout_s, workers)
         await ground.whole()
         yield ground
 

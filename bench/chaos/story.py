@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.chaos import records
@@ -23,6 +23,7 @@ class Story:
     """What happened, for the table."""
 
     killed: list[Killed] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     memory: list[dict[str, int]] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
@@ -35,8 +36,14 @@ class Story:
         return [finding for finding in self.findings if finding.broken]
 
 
-async def chaos(ground: Ground, *, seed: int, kills: Sequence[Kill], seconds: float, lanes: int = 10) -> Story:
-    """Load for `seconds` with these kills, then let everything come to rest, and check."""
+# Kills by itself, and notes whom.
+Strike = Callable[[list[Killed]], Awaitable[None]]
+
+
+async def chaos(
+    ground: Ground, *, seed: int, kills: Sequence[Kill] = (), strike: Strike | None = None, seconds: float, lanes: int = 10
+) -> Story:
+    """Load for `seconds` with these kills, or with `strike`, then let everything come to rest, and check."""
     story, stop = Story(), asyncio.Event()
     async with ground.stack.http() as http:
         await _warm(Load(http, seed=-1))
@@ -46,7 +53,7 @@ async def chaos(ground: Ground, *, seed: int, kills: Sequence[Kill], seconds: fl
             group.create_task(load.run(stop))
             sampling = group.create_task(_sample_memory(ground, story))
             began = time.monotonic()
-            await carry_out(ground, list(kills), story.killed)
+            await (strike(story.killed) if strike else carry_out(ground, list(kills), story.killed))
             await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
             stop.set()
             sampling.cancel()
@@ -120,6 +127,7 @@ async def _ask_keys_again(load: Load) -> None:
 
 async def _judge(ground: Ground, story: Story, load: Load, before: dict[str, list[str]]) -> None:
     bus, rows = await records.bus_state(ground), await records.rows(ground)
+    story.exchanges = load.exchanges
     evidence = Evidence(
         load.exchanges, rows, bus, ground.tap.finished, ground.nats.outages, ground.postgres.outages, story.killed
     )

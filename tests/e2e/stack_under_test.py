@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,13 +83,13 @@ def run_command(env: dict[str, str], *arguments: str, timeout_s: float = 120) ->
 
 
 @contextmanager
-def running_stack(config: str, **settings: str) -> Iterator[RunningStack]:
-    """`aifactory up --no-demo`, and `down --purge` at the end. `settings` become AIFACTORY_ variables."""
+def running_stack(config: str, variables: Mapping[str, str] | None = None, /, **settings: str) -> Iterator[RunningStack]:
+    """`aifactory up --no-demo`, and `down --purge` at the end. `settings` become AIFACTORY_ variables, beside `variables`."""
     with server_folder() as folder:
-        yield from _running_in(folder, config, settings)
+        yield from _running_in(folder, config, settings, variables or {})
 
 
-def _running_in(folder: Path, config: str, settings: dict[str, str]) -> Iterator[RunningStack]:
+def _running_in(folder: Path, config: str, settings: dict[str, str], variables: Mapping[str, str]) -> Iterator[RunningStack]:
     base = 21_000 + os.getpid() % 4000
     env = {k: v for k, v in os.environ.items() if not k.startswith("AIFACTORY_")}  # noqa: TID251 - what the commands inherit
     env |= {
@@ -101,6 +101,7 @@ def _running_in(folder: Path, config: str, settings: dict[str, str]) -> Iterator
         "AIFACTORY_RAY_DASHBOARD_PORT": str(base + 4),
         "AIFACTORY_DAGSTER_PORT": str(base + 5),
         **{f"AIFACTORY_{name.upper()}": value for name, value in settings.items()},
+        **variables,
     }
     try:
         up = run_command(env, "up", "--no-demo", "--config", config, timeout_s=900)
@@ -110,7 +111,7 @@ def _running_in(folder: Path, config: str, settings: dict[str, str]) -> Iterator
         assert key_file.stat().st_mode & 0o077 == 0
         yield RunningStack(info, key_file.read_text().strip(), env)
     finally:
-        down = run_command(env, "down", "--purge")
+        down = run_command(env, "down", "--purge", timeout_s=240)  # on somebody's own Ray it waits for Serve to drain
         left = run_command(env, "status", "--json")
         assert down.returncode == 0, down.stderr
         assert left.returncode == 3, left.stdout
