@@ -1,11 +1,14 @@
 """The parts of the settings that describe models, adapters, faults and debates. Settings proper: settings.py."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEBATE_MODEL_ID = "debate"
 LEAST_DRAFT_TOKENS = 16  # a debater, judge or writer that may say less is not worth asking
+
+_BUCKETS = ("s3", "gs", "abfss", "azure")  # or with pyarrow- before it: read without the cloud's own library
 
 Strategy = Literal["judge", "vote", "consensus", "synthesize"]
 
@@ -46,6 +49,9 @@ class SimulatedConfig(_Strict):
 
     ttft_ms: float = Field(20, ge=0, description="time to first token, milliseconds")
     itl_ms: float = Field(5, ge=0, description="time between tokens, milliseconds")
+    slowdown_ms: float = Field(
+        0, ge=0, description="milliseconds that every other request in the replica adds to each token, the first included"
+    )
     seed: int = Field(0, description="seed of the generated text; the same request gives the same text")
     script: str | None = Field(None, description="answer every request with this text instead of generated words")
     default_tokens: int = Field(24, ge=1, description="tokens of a generated answer when the request sets no max_tokens")
@@ -58,6 +64,28 @@ class AdapterConfig(_Strict):
     directory: str = Field(description="local directory or cloud prefix (s3://, gs://) that holds the adapters")
     max_adapters_per_replica: int = Field(4, ge=1, description="adapters that one replica keeps loaded")
 
+    @field_validator("directory")
+    @classmethod
+    def _known_place(cls, value: str) -> str:
+        """An absolute path (the parts run in other folders than whoever wrote it), or a bucket that Ray can read."""
+        scheme, separator, _ = value.partition("://")
+        if not separator:
+            return str(Path(value).expanduser().absolute())
+        if scheme.removeprefix("pyarrow-") not in _BUCKETS:
+            raise ValueError(f"directory {value!r}: use a local path, or one of {', '.join(f'{b}://' for b in _BUCKETS)}")
+        return value
+
+
+class PlacementConfig(_Strict):
+    """Where the workers of one replica run: tensor_parallel_size times pipeline_parallel_size of them."""
+
+    strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = Field(
+        "PACK", description="Ray's words: PACK on few nodes, STRICT_PACK on one, SPREAD over many, STRICT_SPREAD one per node"
+    )
+    bundle: dict[str, float] = Field(
+        default_factory=lambda: {"GPU": 1.0}, min_length=1, description="what Ray reserves for each worker; left out: one GPU"
+    )
+
 
 class ModelConfig(_Strict):
     """One base model and the replicas that serve it."""
@@ -69,6 +97,12 @@ class ModelConfig(_Strict):
     )
     accelerator: Literal["cpu", "gpu"] = Field("cpu", description="what the engine runs on")
     accelerator_type: str | None = Field(None, description="Ray accelerator type such as H100; only with accelerator: gpu")
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="labels of the Ray nodes that may run replicas; empty: any"
+    )
+    placement: PlacementConfig | None = Field(
+        None, description="where the workers of a replica run; empty: a GPU each, on as few nodes as can be"
+    )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="passed to vLLM as they are; on a CPU chunked prefill stays off"
     )
@@ -77,6 +111,11 @@ class ModelConfig(_Strict):
     replicas: int | None = Field(None, ge=1, description="fixed number of replicas; leave out to use autoscaling")
     autoscaling: AutoscalingConfig = Field(
         default_factory=AutoscalingConfig, description="bounds for the number of replicas, when `replicas` is not set"
+    )
+    routing: Literal["prefix", "load"] = Field(
+        "prefix",
+        description="which of several replicas gets a request: prefix: the one that has seen its beginning, unless it is busier "
+        "than the others; load: the less busy of two",
     )
     max_ongoing_requests: int = Field(64, ge=1, description="requests that one replica accepts at a time")
     max_queued_requests: int = Field(256, ge=-1, description="requests a caller may queue for the model; -1 is no bound")

@@ -1,48 +1,116 @@
-"""LoRA adapters in a local directory. Imported on replicas only: it brings ray.llm."""
+"""Brings LoRA adapters to the engine, from a directory or a bucket. Imported on replicas only: it brings ray.llm."""
 
-import json
+import asyncio
+import hashlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import ray
 from ray.llm._internal.common.models import global_id_manager
+from ray.llm._internal.common.utils.lora_utils import CLOUD_OBJECT_MISSING, get_object_from_cloud
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
+from ray.serve.llm import LLMConfig
 
-from serve_app.errors import BadRequest, NotFound
-from serve_app.replicas.catalog import ADAPTER_CONFIG_FILE, valid_adapter_name
+from serve_app.configured import AdapterConfig
+from serve_app.errors import BadRequest
+from serve_app.replicas.adapter_files import AdapterFault, checked_adapter, model_matrices, not_found, read_rank
+from serve_app.replicas.catalog import ADAPTER_CONFIG_FILE, is_local, valid_adapter_name
+
+# What Ray reads some kinds of buckets with, and does not bring.
+_LIBRARIES: Final = {"s3": "boto3", "azure": "adlfs", "abfss": "adlfs"}
 
 
-class LocalAdapterLoader(LoraModelLoader):  # type: ignore[misc]  # Ray ships no types
-    """Finds `model:adapter` in a directory, where Ray's own loader knows cloud buckets only."""
+class AdapterLoader(LoraModelLoader):  # type: ignore[misc]  # Ray ships no types
+    """Ray's loader, which knows buckets only, with local directories, and with checks before the engine sees anything.
 
-    def __init__(self, *, directory: str, max_rank: int, download_timeout_s: float | None = None, max_tries: int = 1) -> None:
-        super().__init__(download_timeout_s=download_timeout_s, max_tries=max_tries)
-        self._directory = Path(directory).resolve()
+    `matrices`: shapes of the model's weights, for the checks. Serve calls it for an adapter that the replica does not
+    hold, one at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str,
+        local: bool,
+        max_rank: int,
+        matrices: Mapping[str, tuple[int, ...]],
+        download_timeout_s: float | None = None,
+        max_tries: int = 1,
+    ) -> None:
+        # Ray's own place is the same for all models and replicas of a machine, by the adapter's name alone.
+        self._downloads = None if local else _download_folder(directory)
+        if self._downloads is not None:
+            weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
+        super().__init__(lora_root=self._downloads, download_timeout_s=download_timeout_s, max_tries=max_tries)
+        self._directory = directory
         self._max_rank = max_rank
+        self._matrices = matrices
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: Any) -> DiskMultiplexConfig:
-        """The adapter's place on disk. Raises NotFound, or BadRequest for an adapter that the engine could not hold."""
-        path = checked_adapter(self._directory, lora_model_id.partition(":")[2], max_rank=self._max_rank)
-        return DiskMultiplexConfig(
-            model_id=lora_model_id,
-            max_total_tokens=None,
-            local_path=str(path),
-            lora_assigned_int_id=global_id_manager.next(),
-        )
+        """The adapter's place on disk. Raises NotFound, or BadRequest for an adapter that the engine could not serve."""
+        name = lora_model_id.partition(":")[2]
+        if self._downloads is None:
+            path = await self._checked(Path(self._directory), name)
+            return DiskMultiplexConfig(
+                model_id=lora_model_id,
+                max_total_tokens=None,
+                local_path=str(path),
+                lora_assigned_int_id=global_id_manager.next(),
+            )
+        await self._check_in_bucket(name)
+        found: DiskMultiplexConfig = await super().load_model_from_config(lora_model_id, llm_config)
+        try:
+            await self._checked(Path(self._downloads), name)
+        except BadRequest:
+            self.disk_cache.pop(lora_model_id, None)  # Ray tells of a file that it could not fetch in its log only
+            raise
+        return found
+
+    async def _checked(self, directory: Path, name: str) -> Path:
+        return await asyncio.to_thread(checked_adapter, directory, name, max_rank=self._max_rank, matrices=self._matrices)
+
+    async def _check_in_bucket(self, name: str) -> None:
+        """Refuse what is not there, and what is too large, before anything else is fetched."""
+        if not valid_adapter_name(name):
+            raise not_found(name)
+        config = await get_object_from_cloud(f"{self._directory}/{name}/{ADAPTER_CONFIG_FILE}")
+        if config is CLOUD_OBJECT_MISSING:
+            raise not_found(name)
+        try:
+            read_rank(config, self._max_rank)
+        except AdapterFault as fault:
+            raise BadRequest(f"adapter {name!r} cannot be used: {fault}", param="model", code="adapter_unusable") from fault
 
 
-def checked_adapter(directory: Path, name: str, *, max_rank: int) -> Path:
-    """The directory of adapter `name`. A rank above `max_rank` would kill the engine, so it is refused here."""
-    path = (directory / name).resolve()
-    if not valid_adapter_name(name) or path.parent != directory or not (path / ADAPTER_CONFIG_FILE).is_file():
-        raise NotFound(f"adapter {name!r} does not exist in the model's adapter directory", param="model", code="model_not_found")
-    try:
-        rank = int(json.loads((path / ADAPTER_CONFIG_FILE).read_text())["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRequest(f"adapter {name!r} has an unreadable {ADAPTER_CONFIG_FILE}: {error}", param="model") from error
-    if rank > max_rank:
-        raise BadRequest(
-            f"adapter {name!r} has rank {rank}, the engine holds up to {max_rank}; raise max_lora_rank in engine_args",
-            param="model",
-        )
-    return path
+def adapter_loader(llm_config: LLMConfig, adapters: AdapterConfig) -> Callable[..., AdapterLoader]:
+    """What Ray's server is to call for its loader. Raises ValueError when this node cannot read the bucket."""
+    scheme = adapters.directory.partition("://")[0]
+    needed = _LIBRARIES.get(scheme)
+    if needed and find_spec(needed) is None:
+        other = ", or name the bucket pyarrow-s3://…" if scheme == "s3" else ""
+        raise ValueError(f"adapters in {adapters.directory}: install {needed} on every node that runs replicas{other}")
+    source = llm_config.model_loading_config.model_source
+    return partial(
+        AdapterLoader,
+        directory=adapters.directory.rstrip("/"),
+        local=is_local(adapters),
+        max_rank=llm_config.engine_kwargs["max_lora_rank"],
+        matrices=model_matrices(Path(source)) if isinstance(source, str) else {},
+    )
+
+
+def _download_folder(bucket: str) -> str:
+    """A folder of this replica's own in Ray's session, so that what a killed replica leaves goes with the session."""
+    mark = hashlib.sha256(bucket.encode()).hexdigest()[:8]
+    session = None
+    if ray.is_initialized():
+        context = ray.get_runtime_context()
+        session = Path(context.get_temp_dir()) / context.get_session_name()
+    return tempfile.mkdtemp(prefix=f"adapters-{mark}-", dir=session)

@@ -10,8 +10,9 @@ from typing import Any, Final
 from ray import serve
 from ray.serve import Application
 
-from serve_app.configured import ModelConfig
+from serve_app.configured import AdapterConfig, ModelConfig
 from serve_app.replicas.catalog import deployment_name, is_local
+from serve_app.replicas.prefix_router import PREFIX_ROUTER
 
 _BASE_ENV: Final = {
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",  # prompts do not belong in a log
@@ -19,6 +20,7 @@ _BASE_ENV: Final = {
 }
 _HEALTH: Final = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 _DEFAULT_LORA_RANK: Final = 16
+_CPU_ADAPTERS: Final = "serve_app.replicas.cpu_adapters.CpuAdapters"
 
 
 def build_deployment(model: ModelConfig, *, source_path: str) -> Application:
@@ -33,6 +35,7 @@ def build_deployment(model: ModelConfig, *, source_path: str) -> Application:
         "max_queued_requests": model.max_queued_requests,
         **_HEALTH,
         **_scale(model),
+        **_routing(model),
     }
     if model.engine == "simulated":
         return _simulated(model, options)
@@ -45,10 +48,20 @@ def _scale(model: ModelConfig) -> dict[str, Any]:
     return {"autoscaling_config": model.autoscaling.model_dump()}
 
 
+def _routing(model: ModelConfig) -> dict[str, Any]:
+    """Nothing for a model with one replica: Serve's own router keeps requests in the order in which they came."""
+    most = model.replicas if model.replicas is not None else model.autoscaling.max_replicas
+    if model.routing == "load" or most < 2:
+        return {}
+    return {"request_router_config": {"request_router_class": PREFIX_ROUTER}}
+
+
 def _simulated(model: ModelConfig, options: dict[str, Any]) -> Application:
     from serve_app.replicas.simulated import SimulatedServer
 
     options["ray_actor_options"] = {"num_cpus": model.num_cpus, "runtime_env": {"env_vars": {**model.env}}}
+    if model.node_labels:
+        options["ray_actor_options"]["label_selector"] = model.node_labels
     return serve.deployment(SimulatedServer, **options).bind(model.model_id, model.simulated.model_dump())
 
 
@@ -59,6 +72,8 @@ def _vllm(model: ModelConfig, options: dict[str, Any], source_path: str) -> Appl
 
     # Ray gives the model's own name a prefix; ours stands in options and wins.
     name = options.pop("name")
+    if model.node_labels:
+        options["placement_group_bundle_label_selector"] = [model.node_labels]  # one for all bundles
     config = LLMConfig(
         model_loading_config={"model_id": model.model_id, "model_source": source_path},
         accelerator_config={"kind": model.accelerator},
@@ -71,12 +86,10 @@ def _vllm(model: ModelConfig, options: dict[str, Any], source_path: str) -> Appl
         **_placement(model),
         **_local_start(source_path),
     )
-    adapters = model.adapters
-    directory = str(Path(adapters.directory).resolve()) if adapters and is_local(adapters) else None
     return build_llm_deployment(
         config,
         deployment_cls=VllmServer,
-        bind_kwargs={"adapter_directory": directory},
+        bind_kwargs={"adapters": model.adapters.model_dump() if model.adapters else None},
         override_serve_options={"name": name},
     )
 
@@ -86,8 +99,27 @@ def _engine_args(model: ModelConfig) -> dict[str, Any]:
     if model.accelerator == "cpu":
         arguments["enable_chunked_prefill"] = False  # see ModelConfig: a prompt read in parts may kill the engine there
     if model.adapters is not None:
-        arguments.setdefault("max_lora_rank", _DEFAULT_LORA_RANK)
-        arguments |= {"enable_lora": True, "max_loras": arguments.get("max_loras", model.adapters.max_adapters_per_replica)}
+        arguments |= _adapter_arguments(model, model.adapters)
+    return arguments
+
+
+def _adapter_arguments(model: ModelConfig, adapters: AdapterConfig) -> dict[str, Any]:
+    """What vLLM is told. It keeps as many as Serve believes a replica to hold, and lets the least used one go, as Serve does."""
+    given = model.engine_args
+    in_a_batch = int(given.get("max_loras") or adapters.max_adapters_per_replica)
+    arguments: dict[str, Any] = {
+        "enable_lora": True,
+        "max_lora_rank": int(given.get("max_lora_rank") or _DEFAULT_LORA_RANK),
+        "max_loras": in_a_batch,
+        "max_cpu_loras": given.get("max_cpu_loras") or max(in_a_batch, adapters.max_adapters_per_replica),
+    }
+    if model.accelerator == "cpu":
+        if given.get("worker_extension_cls"):
+            raise ValueError(
+                f"model {model.model_id!r} serves adapters on a CPU, which needs {_CPU_ADAPTERS} as worker_extension_cls: "
+                "leave it out of engine_args"
+            )
+        arguments["worker_extension_cls"] = _CPU_ADAPTERS
     return arguments
 
 
@@ -106,6 +138,9 @@ def _environment(model: ModelConfig) -> dict[str, str]:
 
 
 def _placement(model: ModelConfig) -> dict[str, Any]:
+    if model.placement is not None:
+        wanted = {"strategy": model.placement.strategy, "bundle_per_worker": model.placement.bundle}
+        return {"placement_group_config": wanted}
     # Ray reserves one CPU per worker beside the replica's own; on CPU the workers live inside the replica's share.
     return {"placement_group_config": {"bundles": [{"CPU": 0}]}} if model.accelerator == "cpu" else {}
 

@@ -23,7 +23,7 @@ class SimulatedServer:
     """Not a model: it answers with seeded words, or a script, at a set pace.
 
     Methods, items and errors are those of `VllmServer`, so that everything above it is the real thing. The same
-    request always gets the same answer. All requests keep the set pace however many there are.
+    request always gets the same answer. All requests keep the set pace however many there are, unless `slowdown_ms` is set.
     """
 
     def __init__(self, model_id: str, config: dict[str, Any]) -> None:
@@ -131,16 +131,22 @@ class SimulatedServer:
 
     async def _paced(self, scripts: list[Script]) -> AsyncIterator[int]:
         """The number of each token, when its time has come: on a fixed beat, so that delays do not add up."""
-        start = time.monotonic() + self._config.ttft_ms / 1000
+        first_s = self._pace_s(self._config.ttft_ms, self._waiting + self._running)
+        due = time.monotonic() + first_s
         with self._held():
-            await asyncio.sleep(self._config.ttft_ms / 1000)
+            await asyncio.sleep(first_s)
         self._running += 1
         try:
             for step in range(max([1, *(len(script.pieces) for script in scripts)])):
-                await asyncio.sleep(max(0.0, start + step * self._config.itl_ms / 1000 - time.monotonic()))
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
                 yield step
+                due += self._pace_s(self._config.itl_ms, self._waiting + self._running - 1)
         finally:
             self._running -= 1
+
+    def _pace_s(self, alone_ms: float, others: int) -> float:
+        """Seconds to the next token of a request beside so many others."""
+        return (alone_ms + self._config.slowdown_ms * others) / 1000
 
 
 class _UsageCount:

@@ -7,7 +7,6 @@ and torch.
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import Any, Final
 
 from fastapi import HTTPException
@@ -22,8 +21,9 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
 from ray.serve.llm import LLMConfig, LLMServer
 from vllm.exceptions import VLLMClientError
 
+from serve_app.configured import AdapterConfig
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
-from serve_app.replicas.adapters import LocalAdapterLoader
+from serve_app.replicas.adapters import adapter_loader
 from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.whole import chunks_of, comes_whole
 
@@ -51,12 +51,9 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it, as Ray's own
-        self, llm_config: LLMConfig, *, adapter_directory: str | None = None
+        self, llm_config: LLMConfig, *, adapters: dict[str, Any] | None = None
     ) -> None:
-        loader = None
-        if adapter_directory is not None:
-            rank = int(llm_config.engine_kwargs.get("max_lora_rank", 16))
-            loader = partial(LocalAdapterLoader, directory=adapter_directory, max_rank=rank)
+        loader = adapter_loader(llm_config, AdapterConfig(**adapters)) if adapters else None
         await super().__init__(llm_config, model_downloader=loader)
 
     @classmethod
@@ -94,6 +91,10 @@ class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
             "running": len(states) - waiting,
             "waiting": waiting,
         }
+
+    async def held_adapters(self) -> int:
+        """How many adapters the engine holds."""
+        return len(await self.engine._engine_client.list_loras())
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Serve's hook that is answered however full the queue is; see replicas.probe."""

@@ -1,10 +1,10 @@
 """ServeReplicas against a real vLLM engine on CPU with the default model."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -16,9 +16,11 @@ from serve_app.configured import AdapterConfig
 from serve_app.errors import BadRequest, NotFound
 from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, UsageEvent
 from serve_app.local.model import resolve_model
+from serve_app.replicas.catalog import deployment_name
 from serve_app.replicas.client import ServeReplicas
 from serve_app.replicas.deployment import build_deployment
 from serve_app.settings import APP_NAME, Settings
+from tests.integration.lora_adapters import greedy_tokens, make_adapter, merge
 
 pytestmark = [
     pytest.mark.engine,
@@ -27,6 +29,9 @@ pytestmark = [
 ]
 
 _FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+_STORY = [{"role": "user", "content": "Write a long story about a dog."}]
+_GOOD = (("law", 1, 0.05), ("medicine", 3, 0.05), ("poetry", 1, 0.08))  # name, seed, scale of the weights
+_COMPARED = 16  # tokens
 _TOOL = {
     "type": "function",
     "function": {"name": "search", "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}},
@@ -34,29 +39,39 @@ _TOOL = {
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    adapters = tmp_path_factory.mktemp("adapters")
-    (adapters / "too-large").mkdir()
-    (adapters / "too-large" / "adapter_config.json").write_text(json.dumps({"r": 64}))
-    local = Settings(config="local")
-    model = local.models[0].model_copy(update={"adapters": AdapterConfig(directory=str(adapters))})
-    return local.model_copy(update={"models": [model]})
+def model_folder(request: pytest.FixtureRequest) -> Path:
+    assert request.config.cache
+    folder = request.config.cache.mkdir("models")  # converting takes a while; pytest keeps it for the next run
+    return Path(resolve_model(Settings(config="local").models[0].source or "", folder, folder / "convert.log"))
 
 
 @pytest.fixture(scope="module")
-def cluster(settings: Settings, model_folder: str) -> Iterator[None]:
+def adapters(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with three good adapters and some that no engine should see."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, seed, scale in _GOOD:
+        make_adapter(model_folder, folder / name, seed=seed, scale=scale)
+    make_adapter(model_folder, folder / "too-large", seed=1, rank=64)
+    make_adapter(model_folder, folder / "larger-than-told", seed=1, rank=64, r=8)
+    make_adapter(model_folder, folder / "cut", seed=1)
+    (folder / "cut" / "adapter_model.safetensors").write_bytes(b"0" * 1000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(adapters: Path) -> Settings:
+    local = Settings(config="local")
+    where = AdapterConfig(directory=str(adapters), max_adapters_per_replica=2)
+    return local.model_copy(update={"models": [local.models[0].model_copy(update={"adapters": where})]})
+
+
+@pytest.fixture(scope="module")
+def cluster(settings: Settings, model_folder: Path) -> Iterator[None]:
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
-    serve.run(build_deployment(settings.models[0], source_path=model_folder), name=APP_NAME, route_prefix=None)
+    serve.run(build_deployment(settings.models[0], source_path=str(model_folder)), name=APP_NAME, route_prefix=None)
     yield
     serve.shutdown()
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def model_folder(settings: Settings, request: pytest.FixtureRequest) -> str:
-    assert request.config.cache
-    folder = request.config.cache.mkdir("models")  # converting takes a while; pytest keeps it for the next run
-    return resolve_model(settings.models[0].source or "", folder, folder / "convert.log")
 
 
 @pytest.fixture
@@ -112,8 +127,7 @@ async def test_the_capital_of_france(replicas: ServeReplicas) -> None:
 
 async def test_tokens_come_one_by_one(replicas: ServeReplicas) -> None:
     counts, times = [], []
-    story = [{"role": "user", "content": "Write a long story about a dog."}]
-    async with aclosing(_stream(replicas, messages=story, max_tokens=20, temperature=0)) as stream:
+    async with aclosing(_stream(replicas, messages=_STORY, max_tokens=20, temperature=0)) as stream:
         async for event in stream:
             if isinstance(event, UsageEvent):
                 counts.append(event.usage.completion_tokens)
@@ -179,12 +193,58 @@ async def test_a_wrong_request_names_the_field(replicas: ServeReplicas, body: di
     assert caught.value.param == param
 
 
-async def test_adapters_are_checked_before_the_engine_sees_them(replicas: ServeReplicas) -> None:
+async def tokens(replicas: ServeReplicas, adapter: str | None, **body: Any) -> list[int]:
+    asked = {"messages": _STORY, "max_tokens": _COMPARED, "logprobs": True, "return_tokens_as_token_ids": True, **body}
+    said = [e.logprobs["content"] for e in await ask(replicas, adapter, **asked) if isinstance(e, TokenEvent) and e.logprobs]
+    return [int(entry["token"].removeprefix("token_id:")) for content in said for entry in content]
+
+
+async def test_an_adapter_answers_as_one_merged_into_the_weights(
+    replicas: ServeReplicas, model_folder: Path, adapters: Path, tmp_path: Path
+) -> None:
+    base = await tokens(replicas, None)
+    assert base == await asyncio.to_thread(greedy_tokens, model_folder, _STORY, _COMPARED)
+    adapted = await tokens(replicas, "law")
+    merged = merge(model_folder, adapters / "law", tmp_path / "merged")
+    assert adapted == await asyncio.to_thread(greedy_tokens, merged, _STORY, _COMPARED)
+    assert len(adapted) == _COMPARED
+    assert adapted != base
+
+
+async def test_who_asks_at_the_same_time_gets_the_model_he_asked_for(replicas: ServeReplicas) -> None:
+    """More adapters than the engine holds, and the base model, in one batch: vLLM's own operations mix them up on a CPU."""
+    asked = [None, "law", "medicine", "poetry", "law", None]
+    alone = {adapter: await tokens(replicas, adapter) for adapter in set(asked)}
+    assert len({tuple(said) for said in alone.values()}) == 4
+    async with asyncio.TaskGroup() as group:
+        together = [group.create_task(tokens(replicas, adapter)) for adapter in asked]
+    assert [task.result() for task in together] == [alone[adapter] for adapter in asked]
+
+
+async def test_the_engine_holds_only_so_many_adapters(replicas: ServeReplicas) -> None:
+    handle = serve.get_deployment_handle(deployment_name("smollm2-135m"), app_name=APP_NAME)
+    first = await tokens(replicas, "law")
+    for adapter in ("medicine", "poetry"):
+        await ask(replicas, adapter, max_tokens=1)
+        assert await handle.held_adapters.remote() <= 2
+    assert await tokens(replicas, "law") == first  # it had to go, and came back
+
+
+async def test_adapters_are_checked_before_the_engine_sees_them(
+    replicas: ServeReplicas, adapters: Path, model_folder: Path
+) -> None:
     with pytest.raises(NotFound, match="smollm2-135m:too-large"):
         await ask(replicas, adapter="absent")
-    with pytest.raises(BadRequest, match="rank 64"):
-        await ask(replicas, adapter="too-large")
+    for name, told in (
+        ("too-large", "rank 64, the engine holds up to 16"),
+        ("larger-than-told", "not of rank 8"),
+        ("cut", "not in safetensors format"),
+    ):
+        with pytest.raises(BadRequest, match=told):
+            await ask(replicas, adapter=name)
     assert "Paris" in text(await ask(replicas))
+    make_adapter(model_folder, adapters / "new", seed=5)
+    assert len(await tokens(replicas, "new")) == _COMPARED
 
 
 @pytest.mark.parametrize("further", [{}, {"prompt_logprobs": 1}], ids=["stream", "whole"])

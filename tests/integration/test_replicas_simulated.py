@@ -30,12 +30,12 @@ pytestmark = [
 _HELLO = [{"role": "user", "content": "hello"}]
 
 
-def model(model_id: str, *, ongoing: int = 64, queued: int = 64, **pace: Any) -> ModelConfig:
+def model(model_id: str, *, ongoing: int = 64, queued: int = 64, replicas: int = 1, **pace: Any) -> ModelConfig:
     return ModelConfig(
         model_id=model_id,
         engine="simulated",
         num_cpus=0.1,
-        replicas=1,
+        replicas=replicas,
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
         simulated=SimulatedConfig(**pace),
@@ -49,6 +49,7 @@ SETTINGS = Settings(
         model("slow", ttft_ms=20, itl_ms=20, default_tokens=2000),
         model("narrow", ongoing=1, queued=1, ttft_ms=0, itl_ms=50, default_tokens=200),
         model("mortal", ttft_ms=0, itl_ms=50, default_tokens=200),
+        model("threefold", replicas=3, ttft_ms=0, itl_ms=50, default_tokens=2000),
     ],
 )
 
@@ -214,7 +215,43 @@ async def test_an_unknown_model_is_not_found(replicas: ServeReplicas, model_id: 
 
 async def test_every_model_answers_and_reports(replicas: ServeReplicas) -> None:
     assert await replicas.answers(10)
-    assert {row["model"] for row in await replicas.stats()} == {"fast", "slow", "narrow", "mortal"}
+    assert {row["model"] for row in await replicas.stats()} == {"fast", "slow", "narrow", "mortal", "threefold"}
+
+
+async def loads(replicas: ServeReplicas) -> dict[str, int]:
+    """Requests of each replica of `threefold`."""
+    return {row["replica"]: row["running"] + row["waiting"] for row in await replicas.stats() if row["model"] == "threefold"}
+
+
+async def whose(replicas: ServeReplicas, *messages: dict[str, str]) -> str:
+    """The replica that answers, which nothing else keeps busy."""
+    async with aclosing(tokens(replicas, "threefold", messages=list(messages))) as answer:
+        await anext(answer)
+        (mine,) = [replica for replica, load in (await loads(replicas)).items() if load]
+    await until_busy(replicas, "threefold", 0)
+    return mine
+
+
+async def test_the_turns_of_a_conversation_go_to_one_replica_and_conversations_to_all(replicas: ServeReplicas) -> None:
+    assert len(await loads(replicas)) == 3
+    first: dict[str, str] = {}
+    for question in map(str, range(12)):
+        first[question] = await whose(replicas, {"role": "user", "content": question})
+    assert set(first.values()) == set(await loads(replicas))
+    for question in list(first)[:4]:
+        later = [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
+        assert await whose(replicas, {"role": "user", "content": question}, *later) == first[question]
+
+
+async def test_a_burst_of_one_prompt_is_shared_out(replicas: ServeReplicas) -> None:
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(ask(replicas, "threefold")) for _ in range(24)]
+        await until_busy(replicas, "threefold", 24)
+        busiest = max((await loads(replicas)).values())
+        for task in asked:
+            task.cancel()
+    assert busiest <= 14  # of 24; by the prompt alone one replica would have them all
+    await until_busy(replicas, "threefold", 0)
 
 
 async def test_a_model_that_is_not_deployed_does_not_answer(cluster: None) -> None:

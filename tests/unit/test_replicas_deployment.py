@@ -1,12 +1,14 @@
 """How the settings of a model become options of its deployment."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.serve._private.constants import RAY_SERVE_HAPROXY_INGRESS_RETRY_ON, RAY_SERVE_HAPROXY_RETRY_ON
 
-from serve_app.configured import AdapterConfig, ModelConfig
+from serve_app.configured import AdapterConfig, ModelConfig, PlacementConfig
 from serve_app.replicas import deployment
+from serve_app.replicas.prefix_router import PREFIX_ROUTER
 from serve_app.settings import Settings
 
 
@@ -52,11 +54,60 @@ def test_nothing_below_us_retries_a_request() -> None:
 def test_adapters_switch_lora_on() -> None:
     where = AdapterConfig(directory="/adapters", max_adapters_per_replica=3)
     adapted = model(accelerator="gpu", adapters=where, engine_args={"max_lora_rank": 64})
-    assert deployment._engine_args(adapted) == {"enable_lora": True, "max_loras": 3, "max_lora_rank": 64}
+    wanted = {"enable_lora": True, "max_loras": 3, "max_cpu_loras": 3, "max_lora_rank": 64}
+    assert deployment._engine_args(adapted) == wanted
     assert deployment._lora(adapted) == {"dynamic_lora_loading_path": None, "max_num_adapters_per_replica": 3}
     in_bucket = model(adapters=AdapterConfig(directory="s3://b/a"))
     assert (deployment._lora(in_bucket) or {})["dynamic_lora_loading_path"] == "s3://b/a"
     assert deployment._lora(model()) is None
+
+
+def test_fewer_adapters_in_a_batch_than_are_held() -> None:
+    where = AdapterConfig(directory="/adapters", max_adapters_per_replica=8)
+    arguments = deployment._engine_args(model(accelerator="gpu", adapters=where, engine_args={"max_loras": 2}))
+    assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (2, 8)
+    arguments = deployment._engine_args(model(accelerator="gpu", adapters=where, engine_args={"max_loras": 9}))
+    assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (9, 9)
+
+
+def test_on_a_cpu_vllm_is_mended_for_adapters() -> None:
+    """Its operations give the base model's requests the weights of the adapter in the last slot."""
+    where = AdapterConfig(directory="/adapters")
+    assert deployment._engine_args(model(adapters=where))["worker_extension_cls"] == deployment._CPU_ADAPTERS
+    assert "worker_extension_cls" not in deployment._engine_args(model())
+    assert "worker_extension_cls" not in deployment._engine_args(model(accelerator="gpu", adapters=where))
+    with pytest.raises(ValueError, match="leave it out of engine_args"):
+        deployment._engine_args(model(adapters=where, engine_args={"worker_extension_cls": "mine"}))
+
+
+def test_a_relative_directory_means_the_same_wherever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert AdapterConfig(directory="adapters").directory == str(tmp_path / "adapters")
+    assert AdapterConfig(directory="pyarrow-s3://b/a").directory == "pyarrow-s3://b/a"
+    with pytest.raises(ValueError, match="use a local path, or one of s3://"):
+        AdapterConfig(directory="https://example.com/adapters")
+
+
+def test_only_several_replicas_are_routed_by_prefix() -> None:
+    by_prefix = {"request_router_config": {"request_router_class": "serve_app.replicas.prefix_router.PrefixRouter"}}
+    assert deployment._routing(model(replicas=2)) == by_prefix
+    assert deployment._routing(model(autoscaling={"max_replicas": 2})) == by_prefix
+    assert deployment._routing(model(replicas=1)) == {}
+    assert deployment._routing(model()) == {}
+    assert deployment._routing(model(replicas=2, routing="load")) == {}
+    sim = deployment.build_deployment(model(engine="simulated", replicas=2), source_path="")._bound_deployment
+    assert sim._deployment_config.request_router_config.request_router_class == PREFIX_ROUTER
+
+
+def test_nodes_and_workers_of_a_replica_can_be_chosen() -> None:
+    spread = PlacementConfig(strategy="SPREAD", bundle={"GPU": 1, "CPU": 2})
+    chosen = model(accelerator="gpu", placement=spread)
+    wanted = {"strategy": "SPREAD", "bundle_per_worker": {"GPU": 1, "CPU": 2}}
+    assert deployment._placement(chosen) == {"placement_group_config": wanted}
+    sim = model(engine="simulated", node_labels={"group": "a"})
+    assert deployment.build_deployment(sim, source_path="")._bound_deployment.ray_actor_options["label_selector"] == {
+        "group": "a"
+    }
 
 
 def test_a_replica_on_cpu_reserves_what_the_settings_say() -> None:
