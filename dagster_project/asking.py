@@ -12,16 +12,29 @@ from dagster import OpExecutionContext, RetryRequested
 
 from dagster_project.resources import DebateRun
 from serve_app.answers import AnswerBuilder
+from serve_app.call_spans import model_call
 from serve_app.errors import AifactoryError, UpstreamFailed, from_body
 from serve_app.events import FinishedEvent, TokenEvent, Usage, UsageEvent
 from serve_app.runs import Answer
+from serve_app.spans import Fact
 from serve_app.telemetry import logger
 
 
 class Call:
     """One call: what it has said and used so far stays here, however it ends."""
 
-    def __init__(self, debate: DebateRun, name: str, model: str, adapter: str | None, *, retry: int = 0) -> None:
+    def __init__(
+        self,
+        debate: DebateRun,
+        name: str,
+        model: str,
+        adapter: str | None,
+        *,
+        retry: int = 0,
+        task: str | None = None,
+        round: int | None = None,
+    ) -> None:
+        """`task` and `round`: whose answer it is, None for a judge or a writer."""
         marks = [name, *([f"t{debate.take}"] if debate.take > 1 else ()), *([str(retry)] if retry else ())]
         self.name = "-".join(marks)  # an engine takes a request id once, and a dead worker's call may still run in it
         self.usage = Usage()
@@ -29,6 +42,13 @@ class Call:
         self._model = model
         self._adapter = adapter
         self._builder = AnswerBuilder(model)
+        self._facts: dict[str, Fact | None] = {
+            "aifactory.debate.role": name.partition("-")[0] if task is None else "debater",
+            "aifactory.task": task,
+            "aifactory.round": round,
+            "aifactory.call": self.name,
+            "aifactory.dagster_run_id": debate.dagster_run_id,
+        }
 
     @property
     def silent(self) -> bool:
@@ -46,7 +66,10 @@ class Call:
         Raises the replica's error, or errors.UpstreamFailed.
         """
         debate, request_id = self._debate, f"{self._debate.run.trace_id}-{self.name}"
-        async with aclosing(debate.replicas.stream(self._model, self._adapter, body, request_id=request_id)) as stream:
+        asked = debate.replicas.stream(self._model, self._adapter, body, request_id=request_id)
+        model = f"{self._model}:{self._adapter}" if self._adapter else self._model
+        watched = model_call(debate.run, asked, model=model, body=body, request_id=request_id, facts=self._facts)
+        async with aclosing(watched) as stream:
             async for event in stream:
                 self._builder.add(event)
                 match event:

@@ -6,7 +6,7 @@ All run on the worker's loop. A debate of one round has no review: its drafts go
 import time
 from typing import Final
 
-from dagster import DynamicOut, DynamicOutput, Failure, In, OpExecutionContext, Out, Output, op
+from dagster import DynamicOut, DynamicOutput, Failure, In, Nothing, OpExecutionContext, Out, Output, op
 
 from dagster_project import debate as protocol
 from dagster_project.asking import Call, ask_again
@@ -112,7 +112,7 @@ async def _speak(context: OpExecutionContext, debate: DebateRun, held: Round, la
     stood = protocol.standing(spec, heard.rounds)
     body = protocol.task_body(spec, task, question.messages, question.params, previous=stood, max_tokens=held.max_tokens)
     name = label if held.number == 1 else f"{label}-r{held.number}"
-    call = Call(debate, name, task.model, task.adapter, retry=context.retry_number)
+    call = Call(debate, name, task.model, task.adapter, retry=context.retry_number, task=label, round=held.number)
 
     async def show(token: TokenEvent) -> None:
         told = TokenEvent(text=token.text, task=label, reasoning=token.reasoning, round=held.number, attempt=debate.take)
@@ -165,8 +165,8 @@ def in_order(debate: DebateRun, drafts: list[Draft]) -> tuple[Draft, ...]:
     return tuple(sorted(drafts, key=lambda draft: place[draft.task]))
 
 
-@op(required_resource_keys={"desk"}, out=Out(io_manager_key="nothing_held"), description="Record the answer, finish the run")
-async def commit(context: OpExecutionContext, decision: Decision) -> None:
+@op(required_resource_keys={"desk"}, out=Out(Nothing), description="Record the answer, finish the run")
+async def commit(context: OpExecutionContext, decision: Decision):  # type: ignore[no-untyped-def]
     debate = debate_of(context)
     rounds, verdict = decision.rounds, decision.verdict
     with bound(debate.run.trace_id):
@@ -181,4 +181,6 @@ async def commit(context: OpExecutionContext, decision: Decision) -> None:
             raise
         if not ours:
             raise Failure("another attempt owns this run: the answer was not recorded", allow_retries=False)
-    context.log_event(materialization(debate, answer, page=context.resources.desk.page(debate.run.trace_id)))
+    # Yielded, so that the step's thread writes it to Postgres: here the loop of all runs would wait.
+    yield materialization(debate, answer, page=context.resources.desk.page(debate.run.trace_id))
+    yield Output(None)

@@ -46,6 +46,7 @@ class DebateRun:
     resumed: bool = False
     take: int = 1  # 2, 3 … after workers died
     outputs: RunOutputs | None = None  # set before the first step
+    dagster_run_id: str | None = None  # of this take; set with them
     stopped_by: AifactoryError | None = None  # why somebody ended the run: a cancel, its deadline, a shutdown
     error: AifactoryError | None = None  # why the debate itself failed
     unrecorded: AifactoryError | None = None  # the database was away: the debate is held again
@@ -144,7 +145,7 @@ class DebateRun:
         Raises errors.Unavailable.
         """
         if self._settling is None or (self._settling.done() and _failed(self._settling)):
-            work = settle(self.store, self.publisher, self.run, outcome, closing=closing)
+            work = settle(self.store, self.publisher, self.run, outcome, closing=closing, dagster_run_id=self.dagster_run_id)
             self._settling = asyncio.get_running_loop().create_task(work)
         return await asyncio.shield(self._settling)
 

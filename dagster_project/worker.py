@@ -99,7 +99,7 @@ def build(settings: Settings) -> Any:
         Worker,
         name=DEPLOYMENT,
         **number_of_workers(settings),
-        ray_actor_options={"num_cpus": 0.2},
+        ray_actor_options=settings.actor_options(0.2),
         health_check_period_s=5,
         graceful_shutdown_timeout_s=settings.worker_grace_s + _SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.1,

@@ -1,4 +1,4 @@
-"""aifactory up | down | status | keys | migrate | doctor | chat | debate | ingest: the operator's handle."""
+"""aifactory up | down | status | keys | migrate | doctor | chat | debate | ingest | capacity: the operator's handle."""
 
 import json
 import os
@@ -15,10 +15,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from serve_app.local import client, deployment
+from serve_app.local.capacity import capacity
 from serve_app.local.debate_view import show_debate
 from serve_app.local.demo import dagster_url, ray_dashboard, run_demo, summary
 from serve_app.local.doctor import examine
 from serve_app.local.ingest import ingest as ingest_path
+from serve_app.local.keys import keys_app
 from serve_app.local.progress import Progress
 from serve_app.local.purge import purge
 from serve_app.local.stack import Stack, clear_remains, recovers, running
@@ -32,8 +34,8 @@ EXIT_NOT_RUNNING = 3
 _HANDOVER_S = 90.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-keys = typer.Typer(no_args_is_help=True, help="API keys")
-app.add_typer(keys, name="keys")
+app.add_typer(keys_app(lambda: _dsn()), name="keys")
+app.command()(capacity)
 console = Console()
 
 ConfigOption = Annotated[str | None, typer.Option("--config", help="local, simulated, or the path of a YAML file")]
@@ -119,12 +121,6 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="one JSON object
             console.print(f"  {replica['model']:14} {replica['running']} running, {replica['waiting']} waiting", highlight=False)
     if missing:
         raise typer.Exit(EXIT_NOT_READY if alive else EXIT_NOT_RUNNING)
-
-
-@keys.command("create")
-def keys_create(project: Annotated[str, typer.Option("--project", help="the project (tenant) the key belongs to")]) -> None:
-    """Make an API key and print it; it cannot be shown again."""
-    sys.stdout.write(deployment.create_key(_dsn(), project) + "\n")
 
 
 @app.command()

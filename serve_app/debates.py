@@ -47,6 +47,7 @@ class DebateField(_Closed):
 def resolve_model(model: str, adapter: str | None, known: Sequence[str], *, param: str = "model") -> tuple[str, str | None]:
     """Base model and adapter of an id like `base` or `base:adapter`. Raises NotFound that lists the known ids.
 
+    `base:*` among the known ids: any adapter may exist, only a replica can tell.
     `param`: the field that names the model, for the error.
     """
     base, _, named = model.partition(":")
@@ -56,7 +57,7 @@ def resolve_model(model: str, adapter: str | None, known: Sequence[str], *, para
         )
     adapter = adapter or named or None
     wanted = f"{base}:{adapter}" if adapter else base
-    if wanted not in known:
+    if wanted not in known and not (adapter and f"{base}:*" in known):
         shown = ", ".join([*known, DEBATE_MODEL_ID])
         raise NotFound(f"model {wanted!r} does not exist; known models: {shown}", param=param, code="model_not_found")
     return base, adapter

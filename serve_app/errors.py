@@ -8,6 +8,8 @@ AifactoryError
 ├── NotFound              404   unknown model, run, document; cache_miss
 ├── KeyReused             422   the Idempotency-Key was used with another body
 ├── Cancelled             499   the run was cancelled
+├── RateLimited           429   more requests, or more at once, than the key or its project may have; retry
+├── QuotaExhausted        429   the token budget of this period is used up
 ├── Overloaded            429   a queue is full; retry
 ├── Unavailable           503   a part is away; retry
 ├── DeadlineExceeded      504   the run's deadline passed
@@ -103,6 +105,19 @@ class Cancelled(AifactoryError):
         return cls(f"the run was cancelled: {reason}")
 
 
+class RateLimited(AifactoryError):
+    status = 429
+    kind = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    retryable = True
+
+
+class QuotaExhausted(AifactoryError):
+    status = 429
+    kind = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+
 class Overloaded(AifactoryError):
     status = 429
     kind = "rate_limit_error"
@@ -139,7 +154,9 @@ _ALL: tuple[type[AifactoryError], ...] = (
     NotFound,
     KeyReused,
     Cancelled,
-    Overloaded,
+    RateLimited,
+    QuotaExhausted,
+    Overloaded,  # after the other two: what a 429 without a known code means
     Unavailable,
     DeadlineExceeded,
     UpstreamFailed,

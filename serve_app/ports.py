@@ -31,6 +31,7 @@ class RunRecord:
     dagster_run_id: str | None = None
     told: bool = False  # its `finished` reached NATS, as far as we know
     cancel_reason: str | None = None  # why it was asked to stop, if it was
+    traceparent: str | None = None  # of the caller that asked for it first
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class RunStore(Protocol):
         (an identical unkeyed question asked again); or its run failed in a retryable way or was cancelled; or the row is
         `running` on a route that lives in a gateway (direct, rag) and its lease is over. A taken-over row counts
         `attempt` up.
-        Otherwise the row stays as it is and is returned with claimed=False.
+        Otherwise the row stays as it is, with claimed=False. Raises errors.RateLimited when Run.key_id has too many under way.
         """
         ...
 
@@ -247,6 +248,7 @@ class ModelCard:
     model_id: str
     parent: str | None = None  # the base model of an adapter
     max_model_len: int | None = None  # tokens
+    any_adapter: bool = False  # its adapters cannot be listed: whether `model_id:name` exists only a replica knows
 
 
 class Replicas(Protocol):

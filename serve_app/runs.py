@@ -156,6 +156,8 @@ class Run:
     started: float = field(default_factory=time.time)  # Unix seconds
     embedding: list[float] | None = None  # of the last user text, when the question may be answered by meaning
     dagster_run_id: str | None = None  # the record that Dagster's UI made of it: executed instead of a new one
+    key_id: str | None = None  # the API key that is charged; None where neither it nor its project has a limit
+    traceparent: str | None = None  # of the caller, as spans.read_traceparent gives it: whose trace the spans join
 
     @property
     def project(self) -> str:

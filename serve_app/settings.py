@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     debate: DebateConfig = Field(default_factory=preset_debate, description="debaters and judge of a request without x_debate")
 
     # Gateway
+    node_labels: dict[str, str] = Field(
+        default_factory=dict, description="labels of the Ray nodes on which gateways and debate workers may run; empty: any node"
+    )
     gateway_replicas: int = Field(1, ge=1, description="gateway processes")
     gateway_max_ongoing_requests: int = Field(512, ge=1, description="requests that one gateway handles at a time")
     gateway_max_queued_requests: int = Field(512, ge=-1, description="requests that may wait for a gateway; -1 is no bound")
@@ -151,6 +154,14 @@ class Settings(BaseSettings):
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log lines that are written")
 
+    # Traces
+    otlp_endpoint: str | None = Field(
+        None, description="collector that gets spans by OTLP/HTTP (http://host:4318), with the extra `tracing`; unset: no spans"
+    )
+    trace_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of the runs that are traced, where the caller's own trace does not decide"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -191,6 +202,10 @@ class Settings(BaseSettings):
                 f"cache_hnsw_from ({least}) is never reached: cache_entries_per_scope keeps scopes at {cap}; raise that above it"
             )
         return self
+
+    def actor_options(self, num_cpus: float) -> dict[str, Any]:
+        """What a gateway or a debate worker asks of Ray: CPUs, and a node with the right labels."""
+        return {"num_cpus": num_cpus} | ({"label_selector": self.node_labels} if self.node_labels else {})
 
     def live(self) -> dict[str, Any]:
         """The settings that may change without a restart: a Serve `user_config`."""

@@ -32,6 +32,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "aifactory_cache_vetoes_total": ("counter", "stored answers and questions that a cache guard kept back", ("rule",)),
     "aifactory_cache_verified_total": ("counter", "semantic answers compared with a fresh one", ("verdict",)),
     "aifactory_rag_total": ("counter", "questions on route rag, by whether documents had something to say", ("result",)),
+    "aifactory_limit_refusals_total": ("counter", "requests refused by a limit of their key or project", ("limit",)),
     "aifactory_queue_seconds": ("histogram", "time a workflow run waited for a worker", ()),
     "aifactory_queue_lag": ("gauge", "workflow runs in the queue, waiting or being worked on", ()),
     "aifactory_task_seconds": ("histogram", "time of one debate task", ("model",)),

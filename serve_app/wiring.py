@@ -1,5 +1,6 @@
 """The one place that builds the real parts from settings."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.api_keys import ApiKeys
 from serve_app.store.documents import PostgresDocuments
 from serve_app.store.launches import PostgresLaunches
+from serve_app.store.limits import PostgresLimits
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
 from serve_app.store.trust import PostgresCacheTrust
+from serve_app.tracing import Tracing, check_tracing, start_tracing
 
 _PROBE_TIMEOUT_S = 3.0
 
@@ -33,6 +36,7 @@ class Parts:
     launches: PostgresLaunches
     cache: PostgresAnswerCache
     keys: ApiKeys
+    limits: PostgresLimits
     documents: PostgresDocuments
     trust: PostgresCacheTrust
     nats: NatsConnection
@@ -41,6 +45,7 @@ class Parts:
     audience: NatsAudience
     replicas: ServeReplicas
     embedder: OnnxEmbedder | None
+    tracing: Tracing | None = None
 
     async def probe(self) -> dict[str, str]:
         """For each part `ok`, or what is wrong with it."""
@@ -57,6 +62,8 @@ class Parts:
         await self.pool.close()
         if self.embedder is not None:
             self.embedder.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
 
 async def open_parts(settings: Settings, *, name: str, with_embedder: bool, handles: Mapping[str, Any] | None = None) -> Parts:
@@ -64,9 +71,11 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
 
     `handles` by model id, where Serve gave them; else replicas are found by name. Raises ValueError when the settings
     name no Postgres or no NATS (the stack fills in its own).
+    Raises tracing.TracingUnavailable when they ask for spans that cannot be sent.
     """
     if settings.postgres_dsn is None or settings.nats_url is None:
         raise ValueError("postgres_dsn and nats_url must be set; `aifactory up` sets those of the embedded stack")
+    check_tracing(settings)
     pool = PostgresPool(
         settings.postgres_dsn.get_secret_value(),
         size=settings.postgres_pool_size,
@@ -83,6 +92,7 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
         launches=PostgresLaunches(pool),
         cache=PostgresAnswerCache(pool, indexed=settings.cache_hnsw_from is not None),
         keys=ApiKeys(pool),
+        limits=PostgresLimits(pool),
         documents=PostgresDocuments(pool),
         trust=PostgresCacheTrust(pool),
         nats=connection,
@@ -91,6 +101,7 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
         audience=NatsAudience(connection),
         replicas=ServeReplicas(settings, handles),
         embedder=load_embedder(settings) if with_embedder else None,
+        tracing=start_tracing(settings, component=name),
     )
 
 

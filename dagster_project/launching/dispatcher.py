@@ -17,6 +17,7 @@ from serve_app.errors import Unavailable
 from serve_app.ports import EventBus, RunRecord, RunStore
 from serve_app.runs import Run
 from serve_app.settings import Settings
+from serve_app.spans import waited
 from serve_app.store.launches import PostgresLaunches
 from serve_app.telemetry import logger, observe
 from serve_app.wiring import Parts
@@ -71,6 +72,7 @@ class Dispatcher:
             logger.info("run has a process already")
         elif not await end_unstarted(self._store, self._bus, run, record):
             observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
+            waited(run, again=resumed)
             await self._launch(run)
         return await self._watch(run)
 

@@ -70,7 +70,7 @@ def asked_in(run: DagsterRun, settings: Settings) -> Run:
         model=DEBATE_MODEL_ID,
         adapter=None,
         messages=[{"role": "user", "content": text}],
-        debate=resolve_debate(field, settings, [card.model_id for card in Catalog(settings.models).cards()]),
+        debate=resolve_debate(field, settings, Catalog(settings.models).known_ids()),
     )
     now = time.time()
     return Run(

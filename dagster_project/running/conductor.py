@@ -27,6 +27,7 @@ from serve_app.lifecycle.settle import settle
 from serve_app.ports import EventBus, Replicas, RunStore
 from serve_app.runs import Run
 from serve_app.settings import Settings
+from serve_app.spans import waited
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import bound, logger, observe
 
@@ -99,6 +100,7 @@ class Conductor:
                     return None
                 return await tell_later(self._store, self._bus, record, patience_s=0 if last else self._settings.queue_ack_wait_s)
             observe("aifactory_queue_seconds", max(0.0, time.time() - run.started))
+            waited(run, again=resumed)
             await self._execute_and_settle(run, resumed=resumed, cancel_reason=record.cancel_reason)
             return None
         finally:

@@ -144,7 +144,7 @@ class DebateRunner:
             self._outputs.create()
             take = self._takes.begin(debate.run, taken_up=debate.resumed)
             run = take.run
-            debate.take = take.number
+            debate.take, debate.dagster_run_id = take.number, run.run_id
             debate.outputs = RunOutputs(self._outputs, take.root_run_id, OUTPUTS)
             if take.number > 1:
                 debate.recall()

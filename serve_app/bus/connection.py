@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import nats.errors
 from nats.aio.client import Client
@@ -181,6 +181,7 @@ class NatsConnection:
             # Retries for ever; returns with a live connection, which then reconnects by itself.
             await client.connect(
                 self._url,
+                **_login(self._url),
                 name=self._name,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_disconnected,
@@ -249,3 +250,13 @@ class NatsConnection:
 
     async def _on_change(self) -> None:
         self._wake.set()
+
+
+def _login(url: str) -> dict[str, str]:
+    """User and password of the address, or its token: nats-py would send what is percent-encoded as it stands."""
+    parts = urlsplit(url if "//" in url else f"nats://{url}")
+    if parts.username is None:
+        return {}
+    if parts.password is None:
+        return {"token": unquote(parts.username)}
+    return {"user": unquote(parts.username), "password": unquote(parts.password)}

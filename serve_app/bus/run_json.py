@@ -14,10 +14,12 @@ _NEW: Final = ("rag", "corpus")  # left out where unset: a worker of the version
 
 
 def encode_run(run: Run) -> bytes:
-    """The JSON form: every field of the run, the embedding as base64 of little-endian float32."""
+    """The JSON form: every field of the run but key_id, the embedding as base64 of little-endian float32."""
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
-    if run.dagster_run_id is None:
-        del fields["dagster_run_id"]  # most runs have none, and a worker of the version before knows no such field
+    for name in ("dagster_run_id", "traceparent"):
+        if fields[name] is None:
+            del fields[name]  # most runs have none, and a worker of the version before knows no such field
+    del fields["key_id"]  # the log knows who is charged
     question = dataclasses.asdict(run.question)
     fields["question"] = {k: v for k, v in question.items() if v is not None or k not in _NEW}
     fields["cache"] = dataclasses.asdict(run.cache)

@@ -10,6 +10,7 @@ from serve_app.errors import BadRequest, Forbidden
 from serve_app.gateway.schema import ChatRequest
 from serve_app.lifecycle.reply import Ask
 from serve_app.lifecycle.research import rag_terms
+from serve_app.limits import Account
 from serve_app.ports import Replicas
 from serve_app.runs import CachePolicy, Question, Route, answer_params
 from serve_app.settings import Settings
@@ -32,6 +33,13 @@ class Caller:
 
     project: str
     projects: tuple[str, ...] = ()
+    key_id: str = ""
+    limited: frozenset[str] = frozenset()  # which of the key and its projects have limits, as limits name them
+
+    def account(self, project: str) -> Account | None:
+        """Who is charged for a request in `project`: nobody where neither it nor the key has a limit."""
+        account = Account(self.key_id, project)
+        return None if self.limited.isdisjoint(account.subjects) else account
 
     def acting_for(self, project: str | None) -> str:
         """The project of a request. Raises Forbidden when the key may not use it."""
@@ -51,6 +59,7 @@ def build_ask(
     headers: Mapping[str, str],
     settings: Settings,
     replicas: Replicas,
+    traceparent: str | None = None,
 ) -> Ask:
     """The Ask behind a chat request. Raises BadRequest, Forbidden or NotFound that name the field."""
     route = _route(request)
@@ -80,6 +89,8 @@ def build_ask(
         cache=cache_policy(request, headers, settings),
         timeout_s=request.x_timeout_s or settings.request_timeout_s,
         idempotency_key=_idempotency_key(headers),
+        key_id=caller.key_id if caller.account(question.project) else None,
+        traceparent=traceparent,
     )
 
 
@@ -105,7 +116,8 @@ def cache_policy(request: ChatRequest, headers: Mapping[str, str], settings: Set
 
 
 def _known(replicas: Replicas) -> list[str]:
-    return [card.model_id for card in replicas.cards()]
+    cards = replicas.cards()
+    return [card.model_id for card in cards] + [f"{card.model_id}:*" for card in cards if card.any_adapter]
 
 
 def _route(request: ChatRequest) -> Route:

@@ -17,6 +17,10 @@ class KeyOwner(Protocol):
     def project(self) -> str: ...
     @property
     def projects(self) -> tuple[str, ...]: ...
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def limited(self) -> frozenset[str]: ...
 
 
 class KeyCheck(Protocol):
@@ -28,7 +32,8 @@ class KeyCheck(Protocol):
 class Authenticator:
     """Checks `Authorization: Bearer …` against the stored hashes; a checked key is trusted for `ttl_s` seconds.
 
-    While the database is away, a key that was good before stays good: plain chat must go on.
+    While the database is away, a key that was good before stays good: plain chat must go on. Whether a key has limits is
+    known as long; what they are is asked anew with each request (gateway.metering).
     """
 
     def __init__(self, keys: KeyCheck, *, ttl_s: float) -> None:
@@ -54,7 +59,7 @@ class Authenticator:
         if owner is None:
             self._known.pop(key, None)
             raise Unauthorized("this API key is not known or was revoked; create one with 'aifactory keys create --project P'")
-        caller = Caller(owner.project, tuple(owner.projects))
+        caller = Caller(owner.project, tuple(owner.projects), owner.key_id, owner.limited)
         self._known[key] = (time.monotonic(), caller)
         self._known.move_to_end(key)
         while len(self._known) > _CACHE_SIZE:

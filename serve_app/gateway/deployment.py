@@ -25,7 +25,8 @@ class Gateway:
     """
 
     async def __init__(self, settings: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._settings: Settings = settings_from_dict(settings)
+        self._given: Settings = settings_from_dict(settings)
+        self._settings = self._given
         configure_logging(self._settings.log_level, component="gateway")
         self._parts: Parts = await open_parts(self._settings, name="gateway", with_embedder=True, handles=handles)
         parts = self._parts
@@ -47,6 +48,7 @@ class Gateway:
             auth=Authenticator(parts.keys, ttl_s=self._settings.api_key_cache_s),
             probe=parts.probe,
             started=int(time.time()),
+            meter=parts.limits,
         )
         await self._lifecycle.start()
 
@@ -55,10 +57,17 @@ class Gateway:
         return build_http_app(self._state, lifespan=self._lifespan, echo_request_id=False)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over changed live settings; requests in flight keep the old ones. Raises ValueError for a wrong one."""
-        self._settings = self._settings.with_live(user_config)
-        self._state.settings = self._lifecycle.settings = self._settings
-        self._parts.replicas.take(self._settings)
+        """Take over changed live settings, all others being as at the start; requests in flight keep the old ones.
+
+        Wrong ones are logged and change nothing: raised, Serve would end this gateway, and the next, for a typing error.
+        """
+        try:
+            changed = self._given.with_live(user_config)
+        except ValueError as error:
+            logger.error("live settings refused, the old ones stay in force: {}", error)
+            return
+        self._settings = self._state.settings = self._lifecycle.settings = changed
+        self._parts.replicas.take(changed)
         logger.info("live settings in force", **user_config)
 
     @asynccontextmanager

@@ -16,6 +16,7 @@ from serve_app.gateway.asks import Caller
 from serve_app.gateway.exchange import caller_of
 from serve_app.gateway.http_app import GatewayState, OrjsonResponse, read_body, state_of
 from serve_app.gateway.intake import Upload
+from serve_app.gateway.metering import enter
 from serve_app.gateway.schema import DocumentRequest, check, parse_object
 from serve_app.parsers import SUFFIXES, Bounds, Kind, kind_of
 from serve_app.rag import chunking_for
@@ -36,6 +37,7 @@ async def add_document(request: Request) -> Response:
     raw = await read_body(request, bounds.most_bytes * 4 // 3 + _ENVELOPE_BYTES)
     upload = await _upload(request, raw)
     project = caller.acting_for(upload.project)
+    await enter(request, state, caller, project)
     if len(upload.raw) > bounds.most_bytes:
         raise BodyTooLarge(f"the document is over {bounds.most_bytes} bytes (setting document_max_bytes)")
     text = await state.intake.text_of(upload, bounds)

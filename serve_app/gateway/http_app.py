@@ -15,10 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused, Overloaded
+from serve_app.errors import AifactoryError, BodyTooLarge, KeyReused, Overloaded, QuotaExhausted
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.exchange_span import end_exchange
 from serve_app.gateway.intake import Intake
 from serve_app.lifecycle.handle import Lifecycle
+from serve_app.limits import Meter
 from serve_app.settings import Settings
 from serve_app.telemetry import count, logger
 
@@ -45,6 +47,7 @@ class GatewayState:
     auth: Authenticator
     probe: Probe
     started: int  # Unix seconds
+    meter: Meter
     intake: Intake = field(default_factory=Intake)
 
 
@@ -79,7 +82,7 @@ def error_response(error: AifactoryError, headers: Mapping[str, str] | None = No
     extra = dict(headers or {})
     if error.retryable and error.status in (429, 503):
         extra["retry-after"] = str(max(1, min(RETRY_AFTER_MAX_S, round(error.retry_after_s or 1))))
-    if isinstance(error, KeyReused) or (error.status >= 500 and not error.retryable):
+    if isinstance(error, (KeyReused, QuotaExhausted)) or (error.status >= 500 and not error.retryable):
         extra["x-should-retry"] = "false"  # the SDK would try every 5xx again
     return OrjsonResponse({"error": error.body()}, status_code=error.status, headers=extra)
 
@@ -131,8 +134,10 @@ class RequestMiddleware:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
+                own = dict(scope["state"].get("limit_headers") or {})  # see gateway.metering
                 if self._echo:
-                    message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
+                    own["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode("latin-1")) for k, v in own.items())]
             await send(message)
 
         begun = time.monotonic()
@@ -156,6 +161,7 @@ class RequestMiddleware:
             self._in_flight -= 1
             path = getattr(scope.get("route"), "path", "unknown")
             count("aifactory_requests_total", path=path, status=str(status))
+            end_exchange(scope, status, left=status == CLIENT_LEFT)
             logger.debug("request", path=path, status=status, seconds=round(time.monotonic() - begun, 4), request_id=request_id)
 
 

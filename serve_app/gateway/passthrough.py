@@ -13,11 +13,14 @@ from fastapi.responses import Response, StreamingResponse
 from serve_app.errors import AifactoryError, BadRequest, DeadlineExceeded, NotFound, UpstreamFailed
 from serve_app.gateway.asks import resolve_model
 from serve_app.gateway.exchange import caller_of, unless_left
+from serve_app.gateway.exchange_span import begin_exchange
 from serve_app.gateway.http_app import CLIENT_LEFT, OrjsonResponse, read_body, state_of
+from serve_app.gateway.metering import enter, metered, with_usage
 from serve_app.gateway.schema import CompletionRequest, EmbeddingRequest, check, parse_object
 from serve_app.gateway.sse import DONE, error_frame
 from serve_app.ports import Embedder
 from serve_app.runs import new_trace_id
+from serve_app.spans import read_traceparent
 from serve_app.telemetry import logger
 
 router = APIRouter()
@@ -30,16 +33,21 @@ async def completions(request: Request) -> Response:
     """Passed through to a replica: no log, no cache."""
     state = state_of(request)
     trace_id = new_trace_id()
+    begin_exchange(request, trace_id, read_traceparent(request.headers.getlist("traceparent")))
     headers = {"x-trace-id": trace_id, "x-route": "direct", "x-cache": "bypass"}
     request.state.error_headers = headers
     caller = await caller_of(request, state)
     body = parse_object(await read_body(request, state.settings.max_body_bytes))
     parsed = check(CompletionRequest, body)
-    caller.acting_for(parsed.x_project)
+    project = caller.acting_for(parsed.x_project)
     model, adapter = resolve_model(parsed.model, parsed.x_adapter, state.lifecycle.replicas)
     body = {name: value for name, value in body.items() if not name.startswith("x_")}
-    chunks = state.lifecycle.replicas.completions(model, adapter, body, request_id=trace_id)
     timeout_s = parsed.x_timeout_s or state.settings.request_timeout_s
+    account = await enter(request, state, caller, project)
+    asked = body if account is None else with_usage(body)
+    chunks = state.lifecycle.replicas.completions(model, adapter, asked, request_id=trace_id)
+    if account is not None:
+        chunks = metered(chunks, state.meter, account, body, trace_id, timeout_s)
     deadline = asyncio.get_running_loop().time() + timeout_s
     try:
         first = await unless_left(request, _in_time(anext(chunks), deadline))
@@ -74,7 +82,7 @@ async def completions(request: Request) -> Response:
 @router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
     state = state_of(request)
-    await caller_of(request, state)
+    caller = await caller_of(request, state)
     parsed = check(EmbeddingRequest, parse_object(await read_body(request, state.settings.max_body_bytes)))
     embedder = state.lifecycle.embedder
     if embedder is None or parsed.model != embedder.model_id:
@@ -86,7 +94,10 @@ async def embeddings(request: Request) -> Response:
             param="dimensions",
             code="unsupported",
         )
+    account = await enter(request, state, caller, caller.project)
     vectors, tokens = await _embed(embedder, parsed.input)
+    if account is not None:
+        await state.meter.charge(account, tokens)
     entries = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, parsed.encoding_format)}
         for index, vector in enumerate(vectors)

@@ -10,9 +10,12 @@ from serve_app.errors import NotFound
 from serve_app.gateway import documents_api, passthrough, runs_api
 from serve_app.gateway.asks import build_ask
 from serve_app.gateway.exchange import caller_of, headers_of, streamed, whole
+from serve_app.gateway.exchange_span import begin_exchange, note_reply
 from serve_app.gateway.http_app import GatewayState, OrjsonResponse, read_body, state_of
+from serve_app.gateway.metering import enter
 from serve_app.gateway.schema import ChatRequest, check, parse_object
 from serve_app.runs import new_trace_id
+from serve_app.spans import read_traceparent
 from serve_app.telemetry import bound
 
 router = APIRouter()
@@ -57,7 +60,8 @@ async def get_model(request: Request, model_id: str) -> Response:
 @router.post("/v1/chat/completions")
 async def chat(request: Request) -> Response:
     state = state_of(request)
-    trace_id = new_trace_id()
+    trace_id, traceparent = new_trace_id(), read_traceparent(request.headers.getlist("traceparent"))
+    begin_exchange(request, trace_id, traceparent)
     request.state.error_headers = {"x-trace-id": trace_id}
     caller = await caller_of(request, state)
     body = parse_object(await read_body(request, state.settings.max_body_bytes))
@@ -70,10 +74,13 @@ async def chat(request: Request) -> Response:
         headers=request.headers,
         settings=state.settings,
         replicas=state.lifecycle.replicas,
+        traceparent=traceparent,
     )
+    await enter(request, state, caller, ask.question.project)
     with bound(trace_id, request_id=request.state.request_id):
         reply = await state.lifecycle.handle(ask)
         request.state.error_headers = headers_of(reply)
+        note_reply(request, reply, model=parsed.model, stream=bool(parsed.stream))
         reply.sources = parsed.x_rag is not None and parsed.x_rag.sources
         if not parsed.stream:
             return await whole(request, reply)

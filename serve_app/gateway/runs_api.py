@@ -37,6 +37,7 @@ async def get_run(request: Request, trace_id: str) -> Response:
             "rag": answer.rag.facts(sources=True) if answer and answer.rag else None,
             "error": row.error,
             "dagster_run_id": row.dagster_run_id,
+            "traceparent": row.traceparent,
         },
         headers={"x-trace-id": row.trace_id, "x-route": row.route},
     )

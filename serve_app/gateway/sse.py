@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.answers import AnswerBuilder
 from serve_app.errors import AifactoryError, UpstreamFailed, from_body
 from serve_app.events import ChoiceEnd, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
+from serve_app.gateway.exchange_span import CLIENT_LEFT, note_cut
 from serve_app.lifecycle.reply import Reply
 from serve_app.runs import Answer
 from serve_app.telemetry import count, logger, observe
@@ -101,6 +102,8 @@ class Reader:
     async def next(self, timeout_s: float | None = None) -> RunEvent | None:
         """The next event, or None when none came within `timeout_s`. Raises UpstreamFailed when there is no more."""
         if self._pending is None:
+            if timeout_s is None:
+                return await _next(self.reply.events)  # nothing to give up, so no task for each event
             self._pending = asyncio.ensure_future(_next(self.reply.events))
         done, _ = await asyncio.wait({self._pending}, timeout=timeout_s)
         if not done:
@@ -135,6 +138,7 @@ class EventStream(StreamingResponse):
     ) -> None:
         self._reader = reader
         self._finished = False
+        self._broken: str | None = None  # the code of the error that ended the stream
         self._opened = time.monotonic()
         super().__init__(
             self._frames(first, renderer, keepalive_s),
@@ -151,6 +155,9 @@ class EventStream(StreamingResponse):
             observe("aifactory_sse_seconds", time.monotonic() - self._opened, route=route)
             if not self._finished:
                 count("aifactory_streams_dropped_total", route=route, reason="client")
+                note_cut(scope, CLIENT_LEFT, failed=False)
+            elif self._broken is not None:
+                note_cut(scope, self._broken, failed=True)
 
     async def _frames(self, event: RunEvent | None, renderer: Renderer, keepalive_s: float) -> AsyncIterator[bytes]:
         try:
@@ -161,7 +168,8 @@ class EventStream(StreamingResponse):
                     yield KEEPALIVE
                 else:
                     # Set before the frames are out: a client may close the moment it has read [DONE].
-                    self._finished = isinstance(event.body, FinishedEvent)
+                    if isinstance(event.body, FinishedEvent):
+                        self._finished, self._broken = True, (event.body.error or {}).get("code")
                     for frame in renderer.frames(event):
                         yield frame
                     if self._finished:
@@ -169,11 +177,11 @@ class EventStream(StreamingResponse):
                 event = await self._reader.next(keepalive_s)
         except AifactoryError as error:
             count("aifactory_streams_dropped_total", route=self._reader.reply.route, reason=error.code)
-            self._finished = True
+            self._finished, self._broken = True, error.code
             yield error_frame(error)
         except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
             logger.opt(exception=error).error("stream broke", trace_id=self._reader.reply.trace_id)
-            self._finished = True
+            self._finished, self._broken = True, AifactoryError.default_code
             yield error_frame(AifactoryError("the stream broke; the log has the cause under this trace_id"))
 
 

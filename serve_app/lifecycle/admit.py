@@ -40,13 +40,13 @@ async def admit(store: RunStore, run: Run, *, lease_s: float) -> Execute | Attac
     """Claim the run's key: the first durable write.
 
     Raises errors.KeyReused when the caller's Idempotency-Key stands for another body, errors.Unavailable when the key's
-    run is being cancelled, or the log is away and the request cannot do without it (a keyed request, or the workflow
-    route).
+    run is being cancelled, or the log is away and the request cannot do without it (a keyed request, the workflow
+    route, or a key with limits), errors.RateLimited when the key or project has all its runs under way.
     """
     try:
         claim = await store.claim(run, lease_s=lease_s)
     except Unavailable:
-        if run.keyed or run.route == "workflow":
+        if run.keyed or run.route == "workflow" or run.key_id is not None:
             raise
         # A plain question needs no log to be answered well; it only loses single-flight and the cache.
         logger.warning("idempotency log is away: the run is answered without a record")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from serve_app.answers import AnswerBuilder, cancelled, failed, succeeded
+from serve_app.call_spans import model_call
 from serve_app.errors import AifactoryError, Cancelled, DeadlineExceeded, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, UsageEvent
 from serve_app.lifecycle.admit import Execute
@@ -14,6 +15,7 @@ from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import finish_unrecorded, settle
 from serve_app.ports import Replicas, RunPublisher, RunStore
 from serve_app.runs import Outcome, Run, RunStatus
+from serve_app.spans import timed
 from serve_app.telemetry import bound, logger, observe
 
 _SETTLE_TRIES = 4
@@ -99,7 +101,10 @@ class DirectRun:
     async def _answer(self) -> Outcome:
         """Ask until a replica speaks, within the bounds of the backoff."""
         if self._research is not None and self.run.route == "rag":
-            self._findings = await self._research.find(self.run.question)
+            with timed(self.run, "retrieval") as span:
+                self._findings = await self._research.find(self.run.question)
+                passages = len(self._findings.evidence)
+                span.note({"gen_ai.operation.name": "retrieval", "aifactory.rag.passages": passages})
         for retry in range(self._backoff.retries + 1):
             try:
                 # A name of its own: the engine may not have let go of the one before.
@@ -129,7 +134,8 @@ class DirectRun:
         question, findings = self.run.question, self._findings
         body = {**question.params, "messages": findings.messages(question) if findings else question.messages}
         roles: list[RoleEvent] | None = []  # held back until there is a token, so that a retry does not repeat them
-        stream = self._replicas.stream(question.model, question.adapter, body, request_id=request_id)
+        asked = self._replicas.stream(question.model, question.adapter, body, request_id=request_id)
+        stream = model_call(self.run, asked, model=question.model_id, body=body, request_id=request_id)
         try:
             async for event in stream:
                 self._builder.add(event)

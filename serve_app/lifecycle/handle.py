@@ -20,7 +20,7 @@ from serve_app.lifecycle.local_runs import LocalRuns
 from serve_app.lifecycle.readers import Readers
 from serve_app.lifecycle.recall import Recalled, count_recall, embed_question, recall_exact, recall_semantic
 from serve_app.lifecycle.replays import ended_with, untold_end
-from serve_app.lifecycle.reply import Ask, Reply, held_or_recorded, replay_recorded, reply_to
+from serve_app.lifecycle.reply import Ask, Reply, held_or_recorded, new_run, replay_recorded, reply_to
 from serve_app.lifecycle.research import Research
 from serve_app.lifecycle.retry import Backoff
 from serve_app.lifecycle.settle import not_recalled
@@ -102,7 +102,7 @@ class Lifecycle:
     async def _handle(self, ask: Ask) -> Reply:
         if ask.question.route == "rag":
             ask = replace(ask, question=await self.research.of_now(ask.question))
-        run = _new_run(ask)
+        run = new_run(ask)
         with bound(run.trace_id, route=run.route):
             # While cache and log are asked: most questions are new, and then the vector is wanted next.
             embedding = self._tasks.spawn(embed_question(self.embedder, self.guards, run), name="embed", awaited=True)
@@ -258,6 +258,7 @@ class Lifecycle:
             created=int(row.created_at),
             cache=RecallReport(result="attached"),
             events=reading.until_end(watched),
+            traceparent=row.traceparent,
             _stack=stack,
         )
 
@@ -287,22 +288,3 @@ class Lifecycle:
 
 def void(_: object) -> None:
     """Drop a result where a callback must return nothing."""
-
-
-def _new_run(ask: Ask) -> Run:
-    trace_id, req_id, now = ask.trace_id, ask.question.req_id, time.time()
-    if ask.idempotency_key is not None:
-        key = ask.idempotency_key
-    else:
-        # A caller that bypasses the cache wants an execution of its own.
-        key = f"{req_id}:{trace_id}" if ask.cache.mode == "bypass" else req_id
-    return Run(
-        trace_id=trace_id,
-        req_id=req_id,
-        key=key,
-        keyed=ask.idempotency_key is not None,
-        question=ask.question,
-        deadline=now + ask.timeout_s,
-        cache=ask.cache,
-        started=now,
-    )

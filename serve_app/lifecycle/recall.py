@@ -9,6 +9,7 @@ from serve_app.events import RecallReport
 from serve_app.guards import Guards, Reading, read
 from serve_app.ports import AnswerCache, CacheHit, Embedder
 from serve_app.runs import Answer, Run
+from serve_app.spans import Notes, timed
 from serve_app.telemetry import count, logger
 
 SEMANTIC_MAX_CHARACTERS = 2000
@@ -28,11 +29,14 @@ async def recall_exact(cache: AnswerCache, run: Run) -> Answer | None:
     """The stored answer to exactly this question, if the request allows one."""
     if not run.cache.reads:
         return None
-    try:
-        hit = await cache.exact(run.req_id)
-    except Unavailable as error:
-        logger.warning("cache is away, counted as a miss", error=error.message)
-        return None
+    with timed(run, "recall exact", of_exchange=True) as span:
+        try:
+            hit = await cache.exact(run.req_id)
+        except Unavailable as error:
+            logger.warning("cache is away, counted as a miss", error=error.message)
+            span.fail(error)
+            return None
+        _tell(span, "exact", hit)
     return _marked(hit, "exact") if hit else None
 
 
@@ -44,11 +48,19 @@ async def recall_semantic(cache: AnswerCache, guards: Guards, run: Run) -> Recal
     text = run.question.last_user_text
     if not run.cache.reads or run.embedding is None or text is None:
         return None
-    try:
-        hits = await cache.nearest(run.question.scope, run.embedding, threshold=run.cache.threshold)
-    except Unavailable as error:
-        logger.warning("cache is away, counted as a miss", error=error.message)
-        return None
+    with timed(run, "recall semantic", of_exchange=True) as span:
+        try:
+            hits = await cache.nearest(run.question.scope, run.embedding, threshold=run.cache.threshold)
+            found = _first_that_passes(guards, text, hits)
+        except Unavailable as error:
+            logger.warning("cache is away, counted as a miss", error=error.message)
+            span.fail(error)
+            return None
+        _tell(span, "semantic", found.hit if found else None, candidates=len(hits))
+    return found
+
+
+def _first_that_passes(guards: Guards, text: str, hits: Sequence[CacheHit]) -> Recalled | None:
     try:
         asked = read(text)
         return next((Recalled(_marked(hit, "semantic"), hit) for hit in hits if _passes(guards, asked, hit)), None)
@@ -92,6 +104,12 @@ async def embed_question(embedder: Embedder | None, guards: Guards, run: Run) ->
         logger.opt(exception=error).warning("question not embedded, counted as a miss")
         return run
     return replace(run, embedding=vectors[0])
+
+
+def _tell(span: Notes, result: str, hit: CacheHit | None, *, candidates: int | None = None) -> None:
+    span.note({"aifactory.cache.result": result if hit else "miss", "aifactory.cache.candidates": candidates})
+    if hit is not None:
+        span.note({"aifactory.cache.similarity": round(hit.similarity, 4), "aifactory.cache.stored_by": hit.trace_id})
 
 
 def _marked(hit: CacheHit, result: str) -> Answer:

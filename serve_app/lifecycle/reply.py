@@ -1,5 +1,6 @@
 """What goes into the lifecycle (Ask) and what comes out of it (Reply)."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -21,6 +22,30 @@ class Ask:
     cache: CachePolicy
     timeout_s: float
     idempotency_key: str | None = None
+    traceparent: str | None = None  # of the caller, checked
+    key_id: str | None = None  # as Run.key_id
+
+
+def new_run(ask: Ask) -> Run:
+    """The run that this request is, if it starts one."""
+    trace_id, req_id, now = ask.trace_id, ask.question.req_id, time.time()
+    if ask.idempotency_key is not None:
+        key = ask.idempotency_key
+    else:
+        # A caller that bypasses the cache wants an execution of its own.
+        key = f"{req_id}:{trace_id}" if ask.cache.mode == "bypass" else req_id
+    return Run(
+        trace_id=trace_id,
+        req_id=req_id,
+        key=key,
+        keyed=ask.idempotency_key is not None,
+        question=ask.question,
+        deadline=now + ask.timeout_s,
+        cache=ask.cache,
+        started=now,
+        traceparent=ask.traceparent,
+        key_id=ask.key_id,
+    )
 
 
 @dataclass(slots=True)
@@ -36,6 +61,7 @@ class Reply:
     replayed: bool = False
     sources: bool = True  # whether the client is told which documents the answer rests on
     provisional: Recalled | None = None  # shown at once, while the run works on the answer that counts
+    traceparent: str | None = None  # of the caller that asked for the run first
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def close(self) -> None:
@@ -60,6 +86,7 @@ def reply_to(
         cache=report,
         events=events,
         provisional=provisional,
+        traceparent=run.traceparent,
         _stack=stack,
     )
 
@@ -75,6 +102,7 @@ def replay_recorded(row: RunRecord, *, shared: bool = False) -> Reply:
         cache=RecallReport(result="attached") if shared else recalled,
         events=recorded_events(row),
         replayed=not shared,
+        traceparent=row.traceparent,
     )
 
 

@@ -9,17 +9,25 @@ from serve_app.errors import Unavailable
 from serve_app.events import EventBody, RecallReport
 from serve_app.ports import RunPublisher, RunStore
 from serve_app.runs import Outcome, Run
+from serve_app.spans import ended
 from serve_app.telemetry import count, logger, observe
 
 
 async def settle(
-    store: RunStore, publisher: RunPublisher, run: Run, outcome: Outcome, *, closing: Sequence[EventBody] = ()
+    store: RunStore,
+    publisher: RunPublisher,
+    run: Run,
+    outcome: Outcome,
+    *,
+    closing: Sequence[EventBody] = (),
+    dagster_run_id: str | None = None,
 ) -> bool:
     """Commit the outcome and the cache entry in one transaction; only then publish `closing` and the one `finished`.
 
     False when the run was not ours any more (a later attempt owns it, or it has ended): nothing is published, and
     readers in this process end with an error that lets them read on where the run has gone.
     Raises errors.Unavailable when the database is away: then nothing is recorded and nothing published.
+    `dagster_run_id`: which Dagster run came to this end, for the trace.
     """
     if outcome.answer is not None and outcome.answer.cache is None:
         outcome = replace(outcome, answer=replace(outcome.answer, cache=not_recalled(run)))
@@ -30,6 +38,7 @@ async def settle(
     for body in closing:
         await publisher.emit(body)
     await publisher.emit(finished_event(outcome))
+    ended(run, outcome, dagster_run_id=dagster_run_id)
     if run.route == "workflow":
         await note_told(store, publisher)  # its message may be delivered again
     count("aifactory_runs_total", route=run.route, outcome=outcome.status.value)
@@ -65,6 +74,7 @@ async def finish_unrecorded(publisher: RunPublisher, run: Run, outcome: Outcome)
     """Say `finished` for a run that the log never knew, or cannot take: the database is away."""
     logger.warning("run ends without a record: the database is away", status=outcome.status.value, route=run.route)
     await publisher.emit(finished_event(outcome))
+    ended(run, outcome, recorded=False)
     count("aifactory_runs_total", route=run.route, outcome=f"{outcome.status.value}_unrecorded")
 
 

@@ -22,6 +22,7 @@ from serve_app.lifecycle.settle import note_told
 from serve_app.ports import EventBus, RunQueue, RunRecord, RunStore
 from serve_app.runs import Run
 from serve_app.settings import Settings
+from serve_app.spans import abandoned
 from serve_app.telemetry import bound, count, gauge, logger
 
 _BATCH: Final = 100
@@ -157,6 +158,8 @@ class Sweeper:
         for record in records:
             logger.warning("run ended: its owner fell silent", trace_id=record.trace_id, route=record.route)
             count("aifactory_runs_total", route=record.route, outcome="abandoned")
+            code = str((record.error or {}).get("code") or "abandoned")
+            abandoned(record.trace_id, record.traceparent, record.route, since=record.created_at, code=code)
         await self._tell([record.trace_id for record in records], perhaps_said=False)
         for record in records:
             if self._on_ended is not None:

@@ -4,7 +4,9 @@ import json
 import secrets
 import signal
 import socket
+import ssl
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +15,7 @@ from serve_app.local.processes import ProcessRecord, child_environment, end, is_
 
 _USER = "aifactory"
 _MAX_PAYLOAD = 8 * 2**20
+_MAX_GREETING = 2**16
 # After a kill -9 the server reads its streams again before it listens.
 _RECOVERY_TIMEOUT_S = 60.0
 
@@ -61,12 +64,12 @@ server_name: aifactory
 listen: "127.0.0.1:{self._port}"
 max_payload: {_MAX_PAYLOAD}
 jetstream {{
-  store_dir: {json.dumps(str(self._folder / "jetstream"))}
+  store_dir: {json.dumps(str(self._folder / "jetstream"), ensure_ascii=False)}
   sync_interval: always
 }}
 authorization {{
-  user: {json.dumps(_USER)}
-  password: {json.dumps(self._password())}
+  user: {json.dumps(_USER, ensure_ascii=False)}
+  password: {json.dumps(self._password(), ensure_ascii=False)}
 }}
 """
         write_private(config, text.lstrip())
@@ -85,6 +88,14 @@ authorization {{
             time.sleep(0.05)
 
 
+def _line(connection: socket.socket) -> str:
+    """The first line that the server says, and not a byte more: what follows may be encrypted."""
+    said = b""
+    while not said.endswith(b"\n") and len(said) < _MAX_GREETING and (byte := connection.recv(1)):
+        said += byte
+    return said.decode("utf-8", "replace")
+
+
 def probe(url: str, timeout_s: float = 2.0) -> str | None:
     """None if the server at `url` lets us in and has JetStream, else what went wrong."""
     parts = urlsplit(url)
@@ -92,10 +103,14 @@ def probe(url: str, timeout_s: float = 2.0) -> str | None:
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as connection:
             connection.settimeout(timeout_s)
-            with connection.makefile("rwb") as wire:
-                greeting = wire.readline().decode()
-                if not greeting.startswith("INFO "):
-                    return "what listens there is not a NATS server"
+            greeting = _line(connection)
+            if not greeting.startswith("INFO "):
+                return "what listens there is not a NATS server"
+            with ExitStack() as stack:
+                channel = connection
+                if parts.scheme == "tls" or json.loads(greeting[5:]).get("tls_required"):
+                    channel = stack.enter_context(ssl.create_default_context().wrap_socket(connection, server_hostname=host))
+                wire = stack.enter_context(channel.makefile("rwb"))
                 login: dict[str, object] = {"verbose": False, "pedantic": False, "lang": "python", "version": "0", "protocol": 1}
                 if parts.username is not None and parts.password is None:
                     login["auth_token"] = unquote(parts.username)

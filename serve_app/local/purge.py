@@ -7,7 +7,7 @@ from pathlib import Path
 from serve_app.local.ray_node import run_dir_for
 
 _FOLDERS = ("postgres", "nats", "ray", "dagster", "models", "logs", "logs.previous", "run")
-_FILES = ("api_key", "stack.json", "settings.json")
+_FILES = ("api_key", "stack.json", "settings.json", "serve.yaml")
 
 
 def purge(state_dir: Path) -> None:

@@ -20,10 +20,12 @@ from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import child_environment
 from serve_app.local.progress import Progress
 from serve_app.local.ray_node import choose_ray_ports, run_dir_for
+from serve_app.local.serve_file import serve_config, serve_file
 from serve_app.local.state import StackState, load_state, save_state, settings_file
 from serve_app.local.teardown import ray_of, running, stack_processes, tear_down
 from serve_app.model_files import resolve_embedding
 from serve_app.settings import Settings, settings_to_dict
+from serve_app.tracing import check_tracing
 
 _RECOVERY_S = 20.0
 
@@ -55,6 +57,7 @@ class Stack:
         return self._state
 
     def _start(self) -> None:
+        check_tracing(self._settings)
         self._dir.mkdir(parents=True, exist_ok=True)
         self._keep_previous_logs()
         self._launch_ray()
@@ -172,6 +175,7 @@ class Stack:
             }
         )
         write_private(settings_file(self._dir), deployment.dump(settings_to_dict(self._settings)))
+        write_private(serve_file(self._dir), serve_config(self._settings, settings_file(self._dir)))
 
     def _deploy(self) -> None:
         with self._progress.step("applications") as waiting_for:

@@ -10,6 +10,7 @@ from serve_app.local.nats import EmbeddedNats
 from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, is_alive
 from serve_app.local.ray_node import EmbeddedRay, run_dir_for
+from serve_app.local.serve_file import serve_file
 from serve_app.local.state import StackState, settings_file, state_file
 
 _WITHDRAW_TIMEOUT_S = 150.0  # Serve drains gateways for 30 s, whether somebody is connected or not
@@ -57,6 +58,7 @@ def tear_down(state_dir: Path, state: StackState | None) -> int:
     run_dir = state.run_dir if state else run_dir_for(state_dir)
     shutil.rmtree(run_dir / "ha", ignore_errors=True)
     settings_file(state_dir).unlink(missing_ok=True)
+    serve_file(state_dir).unlink(missing_ok=True)
     state_file(state_dir).unlink(missing_ok=True)
     if trouble is not None:
         raise TeardownError(trouble)

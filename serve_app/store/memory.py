@@ -124,6 +124,7 @@ class InMemoryRunStore:
             created_at=now,
             updated_at=now,
             lease_until=now + lease_s,
+            traceparent=run.traceparent,
         )
         self._rows[place] = record
         self._keys[run.trace_id] = place

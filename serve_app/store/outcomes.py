@@ -7,6 +7,7 @@ from serve_app.events import DebateReport
 from serve_app.runs import Answer, Outcome, Run, RunStatus, cacheable
 
 _SILENT: Final = ("error", "cancelled")  # how a debater ends that gave no answer
+_FROM_CACHE: Final = ("exact", "semantic")
 
 
 def check_terminal(run: Run, outcome: Outcome) -> None:
@@ -36,6 +37,12 @@ def degraded(debate: DebateReport) -> bool:
 def failed_retryably(outcome: Outcome) -> bool:
     """Whether the same key may run again after this failure: its error object says `"retryable": true`."""
     return outcome.status is RunStatus.FAILED and outcome.error is not None and outcome.error.get("retryable") is True
+
+
+def tokens_to_charge(outcome: Outcome) -> int:
+    """What a budget is charged for a run: what the models worked, also for an answer that was cut. The cache is free."""
+    recalled = outcome.answer.cache if outcome.answer is not None else None
+    return 0 if recalled is not None and recalled.result in _FROM_CACHE else outcome.usage.total_tokens
 
 
 def abandoned_error() -> dict[str, Any]:

@@ -5,10 +5,19 @@ from typing import Any
 from uuid import UUID
 
 from serve_app.documents import NO_CORPUS
+from serve_app.limits import Account
 from serve_app.ports import Claim, Leases, RunRecord
 from serve_app.runs import Answer, Outcome, Run, RunStatus
 from serve_app.store.answers_json import answer_from_json, answer_to_json
-from serve_app.store.outcomes import abandoned_error, answer_to_keep, cancelled_error, check_terminal, failed_retryably
+from serve_app.store.limits import charge, hold_place
+from serve_app.store.outcomes import (
+    abandoned_error,
+    answer_to_keep,
+    cancelled_error,
+    check_terminal,
+    failed_retryably,
+    tokens_to_charge,
+)
 from serve_app.store.pool import Connection, PostgresPool
 from serve_app.store.queries import load_queries
 
@@ -22,20 +31,31 @@ class PostgresRunStore:
 
     async def claim(self, run: Run, *, lease_s: float) -> Claim:
         """See ports.RunStore. The rule of what may be taken over stands in `sql/queries/runs.sql`."""
-        async with self._pool.connection() as connection:
-            row = await self._queries.claim_run(
-                connection,
-                project=run.project,
-                key=run.key,
-                keyed=run.keyed,
-                req_id=run.claim_id,
-                trace_id=run.trace_id,
-                route=run.route,
-                model=run.question.model_id,
-                arrived=run.started,
-                lease_s=lease_s,
-            )
+        if run.key_id is None:
+            async with self._pool.connection() as connection:
+                row = await self._claim(connection, run, lease_s)
+        else:
+            async with self._pool.transaction() as connection:
+                row = await self._claim(connection, run, lease_s)
+                if row["claimed"]:
+                    await hold_place(connection, Account(run.key_id, run.project))  # raises: then nothing was claimed
         return Claim(claimed=row["claimed"], record=_record(row))
+
+    async def _claim(self, connection: Connection, run: Run, lease_s: float) -> Any:
+        return await self._queries.claim_run(
+            connection,
+            project=run.project,
+            key=run.key,
+            keyed=run.keyed,
+            req_id=run.claim_id,
+            trace_id=run.trace_id,
+            route=run.route,
+            model=run.question.model_id,
+            arrived=run.started,
+            lease_s=lease_s,
+            key_id=run.key_id and UUID(run.key_id),
+            traceparent=run.traceparent,
+        )
 
     async def extend_leases(self, trace_ids: Sequence[str], *, lease_s: float) -> Leases:
         """See ports.RunStore."""
@@ -90,6 +110,9 @@ class PostgresRunStore:
             answer = answer_to_keep(run, outcome)
             if answer is not None and await self._rests_on_what_is_known(connection, run):
                 await self._keep(connection, run, answer)
+            if settled["key_id"] is not None:
+                # Last: others of the project wait for this row until the commit.
+                await charge(connection, Account(str(settled["key_id"]), run.project), tokens_to_charge(outcome))
         return True
 
     async def find(self, trace_id: str, *, project: str | None = None) -> RunRecord | None:
@@ -171,4 +194,5 @@ def _record(row: Any) -> RunRecord:
         dagster_run_id=row["dagster_run_id"],
         told=row["told"],
         cancel_reason=row["cancel_reason"],
+        traceparent=row["traceparent"],
     )

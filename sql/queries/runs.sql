@@ -1,4 +1,4 @@
--- name: claim_run(project, key, keyed, req_id, trace_id, route, model, arrived, lease_s)^
+-- name: claim_run(project, key, keyed, req_id, trace_id, route, model, arrived, lease_s, key_id, traceparent)^
 -- Insert the row of a new key, or take an existing row over if its run may be repeated, else leave it as it is.
 -- Either way the row comes back, and `claimed` says which it was: a taken-over row always counts attempt up.
 -- The last condition is the whole rule of what may be taken over; it is judged on the locked row. An unkeyed answer
@@ -11,20 +11,20 @@ WITH past AS (
       AND (status = 'cancelled' OR (status = 'failed' AND (retryable OR NOT keyed)) OR (status = 'succeeded' AND NOT keyed))
     ON CONFLICT (trace_id) DO NOTHING
 )
-INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until)
-VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s))
+INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until, key_id, traceparent)
+VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s), :key_id, :traceparent)
 ON CONFLICT (project, key) DO UPDATE
-SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason) = (
-    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason
+SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason, key_id, traceparent) = (
+    SELECT keyed, trace_id, route, model, status, attempt, lease_until, result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason, key_id, traceparent
     FROM (
         VALUES
             (true, excluded.keyed, excluded.trace_id, excluded.route, excluded.model, 'running', log.attempt + 1, excluded.lease_until,
-             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now(), false, NULL::text),
+             NULL::json, NULL::json, NULL::json, false, NULL::text, now(), now(), false, NULL::text, excluded.key_id, excluded.traceparent),
             (false, log.keyed, log.trace_id, log.route, log.model, log.status, log.attempt, log.lease_until,
-             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at, log.told, log.cancel_reason)
+             log.result, log.error, log.usage, log.retryable, log.dagster_run_id, log.created_at, log.updated_at, log.told, log.cancel_reason, log.key_id, log.traceparent)
     ) AS candidate (
         taken_over, keyed, trace_id, route, model, status, attempt, lease_until,
-        result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason
+        result, error, usage, retryable, dagster_run_id, created_at, updated_at, told, cancel_reason, key_id, traceparent
     )
     WHERE taken_over = (
         log.req_id = excluded.req_id
@@ -75,23 +75,23 @@ WITH abandoned AS MATERIALIZED (
     FROM abandoned
     WHERE log.project = abandoned.project AND log.key = abandoned.key
     RETURNING log.project, log.key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-              result, error, usage, dagster_run_id, created_at, log.updated_at, told, cancel_reason
+              result, error, usage, dagster_run_id, created_at, log.updated_at, told, cancel_reason, traceparent
 ), noted AS (
     INSERT INTO untold_ends (trace_id) SELECT trace_id FROM ended ON CONFLICT (trace_id) DO NOTHING
 )
 SELECT * FROM ended;
 
--- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)$
--- The fence: only the attempt that owns the running row may end it. Null when it does not.
+-- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)^
+-- The fence: only the attempt that owns the running row may end it. Null when it does not. key_id is who is charged.
 UPDATE idempotency_log
 SET status = :status, result = :result, error = :error, usage = :usage, retryable = :retryable, updated_at = now()
 WHERE trace_id = :trace_id AND attempt = :attempt AND status = 'running'
-RETURNING trace_id;
+RETURNING key_id;
 
 -- name: find_run(trace_id, project)^
 -- A null project asks in every project.
 SELECT project, key, keyed, req_id, trace_id, route, model, status, attempt, lease_until,
-       result, error, usage, dagster_run_id, created_at, updated_at, told, cancel_reason
+       result, error, usage, dagster_run_id, created_at, updated_at, told, cancel_reason, traceparent
 FROM (
     SELECT * FROM idempotency_log WHERE trace_id = :trace_id
     UNION ALL

@@ -1,10 +1,13 @@
 """API keys, against a real Postgres."""
 
+import asyncio
 from uuid import uuid4
 
 import pytest
 
+from serve_app.limits import Limits, key_subject, project_subject
 from serve_app.store.api_keys import ApiKeys, create_key
+from serve_app.store.limits import PostgresLimits
 from serve_app.store.pool import PostgresPool
 
 
@@ -65,3 +68,72 @@ async def test_a_project_needs_a_plain_name(keys: ApiKeys, project: str) -> None
     with pytest.raises(ValueError, match="cannot name a project"):
         await keys.create("blue", projects=[project])
     assert await keys.list() == []
+
+
+async def test_a_rotated_key_is_the_same_key(keys: ApiKeys, postgres_pool: PostgresPool) -> None:
+    first = await keys.create("blue", projects=["green"], limits=Limits(requests_per_minute=5))
+    owner = await keys.check(first)
+    assert owner is not None
+    second = await keys.rotate(owner.key_id, grace_s=3600)
+    assert second is not None
+    assert second != first
+    assert await keys.check(first) == await keys.check(second) == owner
+    [entry] = await keys.list()
+    assert (entry.key_id, entry.prefix) == (owner.key_id, second[:10])
+    assert entry.rotated_at is not None
+    assert entry.old_until is not None
+    assert entry.old_until - entry.rotated_at == pytest.approx(3600, abs=1)
+    async with postgres_pool.connection() as connection:  # an hour later
+        await connection.execute("UPDATE retired_keys SET valid_until = now()")
+    assert await keys.check(first) is None
+    assert await keys.check(second) == owner
+    assert (await keys.list())[0].old_until is None
+
+
+async def test_no_earlier_key_outlives_the_last_grace(keys: ApiKeys) -> None:
+    first = await keys.create("blue")
+    owner = await keys.check(first)
+    assert owner is not None
+    second = await keys.rotate(owner.key_id, grace_s=3600)
+    third = await keys.rotate(owner.key_id, grace_s=3600)
+    assert second is not None
+    assert third is not None
+    assert [await keys.check(key) == owner for key in (first, second, third)] == [True, True, True]
+    fourth = await keys.rotate(owner.key_id, grace_s=0)
+    assert fourth is not None
+    assert [await keys.check(key) for key in (first, second, third)] == [None, None, None]
+    assert await keys.check(fourth) == owner
+
+
+async def test_rotations_at_once_leave_every_key_good(keys: ApiKeys) -> None:
+    owner = await keys.check(await keys.create("blue"))
+    assert owner is not None
+    made = await asyncio.gather(*(keys.rotate(owner.key_id, grace_s=3600) for _ in range(8)))
+    assert len(set(made)) == 8
+    assert all([await keys.check(key or "") == owner for key in made])
+
+
+async def test_revoking_takes_the_earlier_keys_too(keys: ApiKeys) -> None:
+    first = await keys.create("blue")
+    owner = await keys.check(first)
+    assert owner is not None
+    second = await keys.rotate(owner.key_id, grace_s=3600)
+    assert await keys.revoke(owner.key_id)
+    assert await keys.check(first) is None
+    assert await keys.check(second or "") is None
+    assert await keys.rotate(owner.key_id, grace_s=60) is None
+    assert await keys.rotate("nonsense", grace_s=60) is None
+
+
+async def test_a_key_knows_which_limits_concern_it(keys: ApiKeys, postgres_pool: PostgresPool) -> None:
+    limits = PostgresLimits(postgres_pool)
+    key = await keys.create("blue", projects=["green"])
+    owner = await keys.check(key)
+    assert owner is not None
+    assert owner.limited == frozenset()
+    await limits.set_of_project("green", Limits(concurrent_runs=1))
+    await limits.set_of_project("red", Limits(concurrent_runs=1))
+    await limits.set_of_key(owner.key_id, Limits(tokens=5, period="month"))
+    owner = await keys.check(key)
+    assert owner is not None
+    assert owner.limited == {key_subject(owner.key_id), project_subject("green")}

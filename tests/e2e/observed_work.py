@@ -18,6 +18,15 @@ async def leave_a_stream(stack: RunningStack) -> None:
         await anext(response.aiter_raw())
 
 
+async def run_into_a_limit(stack: RunningStack) -> None:
+    """Ask twice with a key that may ask once a minute."""
+    key = (await asyncio.to_thread(stack.command, "keys", "create", "--project", "limited", "--requests-per-minute", "1")).stdout
+    async with stack.http() as http:
+        http.headers["Authorization"] = f"Bearer {key.strip()}"
+        statuses = [(await http.post("/v1/chat/completions", json=_chat("limited"))).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+
+
 async def observed_round(http: httpx.AsyncClient) -> None:
     """Direct, streamed, from the cache, by meaning, kept back by a guard, with documents, and a debate.
 

@@ -1,8 +1,10 @@
 """bus=core, two gateways, everything embedded: all routes work, with the weaker promise that core makes."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,20 @@ from tests.e2e.stack_under_test import RunningStack, running_stack, until
 
 pytestmark = pytest.mark.timeout(600)
 
+# Two as in simulated.yaml, and one that carries little: four places of 0.375 s an answer of twelve tokens.
+MODELS: list[dict[str, Any]] = [
+    {"model_id": "sim-small", "simulated": {"ttft_ms": 20, "itl_ms": 5, "seed": 1}},
+    {"model_id": "sim-large", "simulated": {"ttft_ms": 60, "itl_ms": 15, "seed": 2}},
+    {"model_id": "sim-narrow", "simulated": {"ttft_ms": 100, "itl_ms": 25, "seed": 3}, "max_ongoing_requests": 4},
+]
+for model in MODELS:
+    model.update(engine="simulated", num_cpus=0.1, replicas=1)
+NARROW_CEILING = 4 / (0.1 + 11 * 0.025)  # requests/s
+
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[RunningStack]:
-    with running_stack("simulated", bus="core", gateway_replicas="2") as running:
+    with running_stack("simulated", bus="core", gateway_replicas="2", models=json.dumps(MODELS)) as running:
         yield running
 
 
@@ -63,3 +75,27 @@ async def test_leaving_stops_a_debate(stack: RunningStack) -> None:
         events = await tap.whole_run(next(iter(tap.events)), timeout_s=20)
     assert events[-1]["reason"] == "cancelled"
     await stack.engines_idle(within_s=10)
+
+
+def test_capacity_finds_the_knee_where_the_replica_has_it(stack: RunningStack, tmp_path: Path) -> None:
+    """Here because a stack runs. Bounds are wide: whoever else uses the machine moves the knee."""
+    out = tmp_path / "study"
+    options = ("--model", "sim-narrow", "--ttft-p95", "1", "--output-tokens", "12", "--rate", "20", "--out", str(out))
+    pace = ("--level-s", "2", "--requests", "60", "--step-s", "6", "--loads", "2,5,8,12,18")
+    done = stack.command("capacity", *options, *pace, timeout_s=240)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    known = json.loads(out.with_suffix(".json").read_text())
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert len(known["measured"]) == 5
+    assert 0.3 * NARROW_CEILING < known["measured_knee"] < 1.3 * NARROW_CEILING, done.stdout
+    assert 0.6 < known["predicted_knee"] / known["measured_knee"] < 1.7, done.stdout
+    assert known["replica"]["step_s"] > 0.024
+    assert known["advice"]["replicas"] >= 2, done.stdout
+    assert "knee: measured" in done.stdout
+
+    offline = stack.command("capacity", "--replica", str(out.with_suffix(".json")), "--no-plot", "--out", str(tmp_path / "again"))
+    assert offline.returncode == 0, offline.stderr
+    assert "knee: predicted" in offline.stdout
+    wrong = stack.command("capacity", "--model", "nobody", "--no-plot")
+    assert wrong.returncode == 1
+    assert "it has sim-small, sim-large, sim-narrow" in wrong.stderr

@@ -17,7 +17,7 @@ from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import ProcessRecord
 from tests.contracts.conftest import NatsServer
 from tests.e2e.nats_tap import tapped
-from tests.e2e.observed_work import leave_a_stream, observed_round
+from tests.e2e.observed_work import leave_a_stream, observed_round, run_into_a_limit
 from tests.e2e.prometheus_under_test import prometheus_of
 from tests.e2e.promtail_files import promtail_fields, promtail_reads
 from tests.e2e.stack_under_test import RunningStack, running_stack, server_folder, until
@@ -174,6 +174,7 @@ async def test_every_query_of_dashboards_and_rules_has_data(stack: RunningStack,
     asked = {metric for query in alert_queries() for metric in query.metrics if not metric.startswith("ray_vllm_")}
     async with stack.http() as http, prometheus_of(stack) as prometheus:
         await leave_a_stream(stack)
+        await run_into_a_limit(stack)
         own_nats.kill()
         try:
             await _until_away(http, "nats")

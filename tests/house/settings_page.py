@@ -15,12 +15,14 @@ from serve_app.configured import (
     DebateTaskConfig,
     FaultConfig,
     ModelConfig,
+    PlacementConfig,
     SimulatedConfig,
 )
 from serve_app.settings import Settings
 
 NESTED: tuple[tuple[type[BaseModel], str], ...] = (
     (ModelConfig, "`models[]`: one model"),
+    (PlacementConfig, "`models[].placement`"),
     (AutoscalingConfig, "`models[].autoscaling`"),
     (AdapterConfig, "`models[].adapters`"),
     (SimulatedConfig, "`models[].simulated`"),

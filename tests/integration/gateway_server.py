@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,10 @@ from serve_app.bus.audience import InMemoryAudience
 from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
 from serve_app.errors import AifactoryError, BadRequest
 from serve_app.events import ChoiceEnd, EventBody, FinishedEvent, RoleEvent, TokenEvent, Usage, UsageEvent
-from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.auth import Authenticator, KeyCheck
 from serve_app.gateway.http_app import GatewayState, build_http_app
 from serve_app.lifecycle.handle import Lifecycle
+from serve_app.limits import Account, Meter, Standing
 from serve_app.ports import ModelCard
 from serve_app.settings import Settings
 from serve_app.store.memory import InMemoryAnswerCache, InMemoryRunStore
@@ -111,6 +112,8 @@ def _unit(seed: int) -> list[float]:
 class _Owner:
     project: str
     projects: tuple[str, ...] = ()
+    key_id: str = ""
+    limited: frozenset[str] = frozenset()
 
 
 class OneKey:
@@ -118,6 +121,19 @@ class OneKey:
 
     async def check(self, key: str) -> _Owner | None:
         return _Owner("p", ("q",)) if key == KEY else None
+
+
+class NoLimits:
+    """Fails when it is asked: the only key here has no limits, and then nobody may ask."""
+
+    async def enter(self, account: Account) -> Standing:
+        raise AssertionError(f"{account} has no limits")
+
+    async def charge(self, account: Account, tokens: int) -> None:
+        raise AssertionError(f"{account} has no limits")
+
+    def place(self, account: Account, trace_id: str, *, for_s: float) -> AbstractAsyncContextManager[None]:
+        raise AssertionError(f"{account} has no limits")
 
 
 @dataclass
@@ -133,8 +149,10 @@ class GatewayUnderTest:
 
 
 @asynccontextmanager
-async def serve_gateway(parts: dict[str, Any] | None = None, **overrides: Any) -> AsyncIterator[GatewayUnderTest]:
-    """Serve a gateway on a free port of this process's loop. `parts` replace the in-memory ones."""
+async def serve_gateway(
+    parts: dict[str, Any] | None = None, *, keys: KeyCheck | None = None, meter: Meter | None = None, **overrides: Any
+) -> AsyncIterator[GatewayUnderTest]:
+    """Serve a gateway on a free port of this process's loop. `parts`, `keys` and `meter` replace the in-memory ones."""
     settings = Settings(config="simulated", **overrides)
     own_cache = InMemoryAnswerCache()
     doubles: dict[str, Any] = {
@@ -155,7 +173,9 @@ async def serve_gateway(parts: dict[str, Any] | None = None, **overrides: Any) -
     async def probe() -> dict[str, str]:
         return {"postgres": "ok", "nats": "ok", "replicas": "ok"}
 
-    state = GatewayState(settings, lifecycle, Authenticator(OneKey(), ttl_s=30), probe, started=1)
+    state = GatewayState(
+        settings, lifecycle, Authenticator(keys or OneKey(), ttl_s=30), probe, started=1, meter=meter or NoLimits()
+    )
     await lifecycle.start()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

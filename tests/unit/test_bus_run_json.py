@@ -28,6 +28,7 @@ FULL = Run(
     attempt=3,
     embedding=[0.5, -0.25, 0.1],
     dagster_run_id="0f8fad5b-d9cb-469f-a165-70867728950e",
+    traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
 
 
@@ -37,8 +38,9 @@ def test_round_trip_of_every_field() -> None:
     assert FULL.embedding is not None
     assert all(math.isclose(a, b, rel_tol=1e-7) for a, b in zip(back.embedding, FULL.embedding, strict=True))
     assert encode_run(back) == encode_run(FULL)
-    for name in ("trace_id", "req_id", "key", "keyed", "question", "deadline", "cache", "attempt", "started", "dagster_run_id"):
+    for name in ("trace_id", "req_id", "key", "keyed", "question", "deadline", "cache", "attempt", "started", "traceparent"):
         assert getattr(back, name) == getattr(FULL, name)
+    assert back.dagster_run_id == FULL.dagster_run_id
     assert back.question.req_id == FULL.question.req_id
 
 
