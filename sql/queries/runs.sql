@@ -3,14 +3,9 @@
 -- Either way the row comes back, and `claimed` says which it was: a taken-over row always counts attempt up.
 -- The last condition is the whole rule of what may be taken over; it is judged on the locked row. An unkeyed answer
 -- that was recorded after this request arrived (Unix seconds) is shared with it, as if it had joined in time.
--- An ended run that may be replaced is kept in run_history, where it is still found by its trace_id.
-WITH past AS (
-    INSERT INTO run_history
-    SELECT * FROM idempotency_log
-    WHERE project = :project AND key = :key AND req_id = :req_id
-      AND (status = 'cancelled' OR (status = 'failed' AND (retryable OR NOT keyed)) OR (status = 'succeeded' AND NOT keyed))
-    ON CONFLICT (trace_id) DO NOTHING
-)
+-- An ended run that is replaced is kept in run_history, where it is still found by its trace_id: as the row was when it
+-- was locked, for a run may end after this statement has begun.
+WITH claim AS (
 INSERT INTO idempotency_log AS log (project, key, keyed, req_id, trace_id, route, model, lease_until, key_id, traceparent)
 VALUES (:project, :key, :keyed, :req_id, :trace_id, :route, :model, clock_timestamp() + make_interval(secs => :lease_s), :key_id, :traceparent)
 ON CONFLICT (project, key) DO UPDATE
@@ -37,7 +32,15 @@ SET (keyed, trace_id, route, model, status, attempt, lease_until, result, error,
         )
     )
 )
-RETURNING new.*, (old.attempt IS NULL OR new.attempt > old.attempt) AS claimed;
+RETURNING old AS was, new AS now_is
+), past AS (
+    INSERT INTO run_history
+    SELECT (was).* FROM claim
+    WHERE (was).status <> 'running' AND (now_is).attempt > (was).attempt
+    ON CONFLICT (trace_id) DO NOTHING
+)
+SELECT (now_is).*, ((was).attempt IS NULL OR (now_is).attempt > (was).attempt) AS claimed
+FROM claim;
 
 -- name: extend_leases(trace_ids, lease_s)
 -- A trace_id names the owner of a row, so a row that was ended or taken over does not come back.
