@@ -163,7 +163,7 @@ class DebateRun:
 
     @property
     def settling(self) -> bool:
-        """Whether an outcome is recorded or is about to be."""
+        """Whether an outcome is recorded or is about to be. Thread-safe."""
         return self._settling is not None and not (self._settling.done() and _failed(self._settling))
 
     async def close(self) -> None:

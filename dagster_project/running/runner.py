@@ -162,6 +162,8 @@ class DebateRunner:
 
     def _say_why(self, debate: DebateRun, ended: DagsterRun) -> None:
         """Dagster's own last event names the steps that broke; the UI's reader wants to know why there is no answer."""
+        if debate.settling:
+            return  # a stop came too late for the commit: there is one
         why = debate.stopped_by or debate.error or debate.unrecorded
         if why is not None:
             self.instance.report_engine_event(f"No answer: {why.code}: {why.message}", ended, cls=type(self))

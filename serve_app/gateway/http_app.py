@@ -1,6 +1,7 @@
 """The FastAPI application: routes, error shape, request ids, body limit."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -81,7 +82,7 @@ def error_response(error: AifactoryError, headers: Mapping[str, str] | None = No
     """The error in OpenAI's shape, with the headers that tell an SDK whether to retry."""
     extra = dict(headers or {})
     if error.retryable and error.status in (429, 503):
-        extra["retry-after"] = str(max(1, min(RETRY_AFTER_MAX_S, round(error.retry_after_s or 1))))
+        extra["retry-after"] = str(max(1, min(RETRY_AFTER_MAX_S, math.ceil(error.retry_after_s or 1))))
     if isinstance(error, (KeyReused, QuotaExhausted)) or (error.status >= 500 and not error.retryable):
         extra["x-should-retry"] = "false"  # the SDK would try every 5xx again
     return OrjsonResponse({"error": error.body()}, status_code=error.status, headers=extra)

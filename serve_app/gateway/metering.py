@@ -48,15 +48,15 @@ async def metered(chunks: Chunks, meter: Meter, account: Account, body: dict[str
     It takes one of the account's places first (raises RateLimited), and is charged whatever becomes of it.
     """
     wanted = (body.get("stream_options") or {}) if body.get("stream") else _USAGE_ALL_ALONG
-    spent = 0
-    stack = AsyncExitStack()
+    spent = _Spent(body)
+    stack = AsyncExitStack()  # left from below: the engine stops, what it made is charged, then the place is free
     try:
+        await stack.enter_async_context(meter.place(account, trace_id, for_s=for_s))  # refused: `chunks` has not begun
+        stack.push_async_callback(_charge, meter, account, spent)
         await stack.enter_async_context(aclosing(chunks))
-        await stack.enter_async_context(meter.place(account, trace_id, for_s=for_s))
         async for chunk in chunks:
+            spent.add(chunk)
             usage = chunk.get("usage")
-            # An engine that tells the usage at the end only: a chunk is a token at least.
-            spent = usage["total_tokens"] if usage else spent + 1
             if not usage or wanted.get("continuous_usage_stats") or (wanted.get("include_usage") and not chunk["choices"]):
                 yield chunk
             elif chunk["choices"]:
@@ -64,11 +64,39 @@ async def metered(chunks: Chunks, meter: Meter, account: Account, body: dict[str
     finally:
         # The server of a client that has left cancels every wait in here; what was spent is charged all the same.
         with anyio.CancelScope(shield=True):
-            await _charge(meter, account, spent)
             await stack.aclose()
 
 
-async def _charge(meter: Meter, account: Account, tokens: int) -> None:
+class _Spent:
+    """The tokens of one completion, as its chunks tell them: each choice its own, the last chunk or a whole body all."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._whole_bodies = not body.get("stream")
+        self._choices_each = body.get("n") or 1
+        self._prompts: dict[int, int] = {}
+        self._answers: dict[int, int] = {}  # by the choice's index, which the engine gives: n for each prompt
+        self._all: int | None = None
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        usage, choices = chunk.get("usage"), chunk.get("choices") or ()
+        if usage and (self._whole_bodies or not choices):
+            self._all = usage["total_tokens"]
+        for index in (choice["index"] for choice in choices):
+            if usage:
+                self._prompts[index // self._choices_each] = usage["prompt_tokens"]
+                self._answers[index] = usage["total_tokens"] - usage["prompt_tokens"]
+            else:
+                # An engine that tells the usage at the end only: a chunk is a token at least.
+                self._answers[index] = self._answers.get(index, 0) + 1
+
+    @property
+    def tokens(self) -> int:
+        """So far; a prompt counts once, when the first of its choices has come."""
+        return sum(self._prompts.values()) + sum(self._answers.values()) if self._all is None else self._all
+
+
+async def _charge(meter: Meter, account: Account, spent: _Spent) -> None:
+    tokens = spent.tokens
     if tokens == 0:
         return
     try:

@@ -9,13 +9,15 @@ import numpy as np
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serve_app.errors import AifactoryError, BadRequest, DeadlineExceeded, NotFound, UpstreamFailed
+from serve_app.gateway import exchange_span
 from serve_app.gateway.asks import resolve_model
 from serve_app.gateway.exchange import caller_of, unless_left
-from serve_app.gateway.exchange_span import begin_exchange
+from serve_app.gateway.exchange_span import begin_exchange, note_cut
 from serve_app.gateway.http_app import CLIENT_LEFT, OrjsonResponse, read_body, state_of
-from serve_app.gateway.metering import enter, metered, with_usage
+from serve_app.gateway.metering import Chunks, enter, metered, with_usage
 from serve_app.gateway.schema import CompletionRequest, EmbeddingRequest, check, parse_object
 from serve_app.gateway.sse import DONE, error_frame
 from serve_app.ports import Embedder
@@ -61,22 +63,48 @@ async def completions(request: Request) -> Response:
         await chunks.aclose()
         return OrjsonResponse(first, headers=headers)
 
-    async def frames() -> AsyncIterator[bytes]:
+    return CompletionStream(first, chunks, deadline, headers)
+
+
+class CompletionStream(StreamingResponse):
+    """The chunks of one completion. When it ends, for whatever reason, they are closed, and the exchange's span says so."""
+
+    def __init__(self, first: dict[str, Any], chunks: Chunks, deadline: float, headers: dict[str, str]) -> None:
+        self._chunks = chunks
+        self._finished = False
+        self._broken: str | None = None  # the code of the error that ended the stream
+        super().__init__(
+            self._frames(first, deadline, headers["x-trace-id"]),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no", **headers},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            chunk: dict[str, Any] | None = first
+            await super().__call__(scope, receive, send)
+        finally:
+            if not self._finished:
+                note_cut(scope, exchange_span.CLIENT_LEFT, failed=False)
+            elif self._broken is not None:
+                note_cut(scope, self._broken, failed=True)
+            await self._chunks.aclose()
+
+    async def _frames(self, chunk: dict[str, Any] | None, deadline: float, trace_id: str) -> AsyncIterator[bytes]:
+        try:
             while chunk is not None:
                 yield b"data: " + orjson.dumps(chunk) + b"\n\n"
-                chunk = await _in_time(anext(chunks, None), deadline)
+                chunk = await _in_time(anext(self._chunks, None), deadline)
+            self._finished = True  # before the frame is out: a client may close the moment it has read it
             yield DONE
         except AifactoryError as error:
-            yield error_frame(error)
+            yield self._cut(error)
         except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
             logger.opt(exception=error).error("completion broke", trace_id=trace_id)
-            yield error_frame(UpstreamFailed("the completion broke off; the log has the cause under this trace_id"))
-        finally:
-            await chunks.aclose()
+            yield self._cut(UpstreamFailed("the completion broke off; the log has the cause under this trace_id"))
 
-    return StreamingResponse(frames(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no", **headers})
+    def _cut(self, error: AifactoryError) -> bytes:
+        self._finished, self._broken = True, error.code
+        return error_frame(error)
 
 
 @router.post("/v1/embeddings")

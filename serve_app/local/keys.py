@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.limits import Limits, LimitsEntry, key_subject
+from serve_app.limits import Limits, LimitsEntry, key_subject, project_subject
 
 if TYPE_CHECKING:
     from serve_app.store.api_keys import ApiKeys, KeyEntry
@@ -131,7 +131,9 @@ def _done(dsn: Callable[[], str], work: Callable[[_Office], Awaitable[T]]) -> T:
 
 
 async def _listing(office: _Office, project: str | None) -> tuple[list["KeyEntry"], dict[str, LimitsEntry]]:
-    return await office.keys.list(project), {entry.subject: entry for entry in await office.limits.list()}
+    entries, limited = await office.keys.list(project), await office.limits.list()
+    wanted = {project_subject(project), *(key_subject(entry.key_id) for entry in entries)} if project is not None else None
+    return entries, {entry.subject: entry for entry in limited if wanted is None or entry.subject in wanted}
 
 
 def _json(entry: "KeyEntry", limited: dict[str, LimitsEntry]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class PostgresLimits:
     async def enter(self, account: Account) -> Standing:
         """See limits.Meter."""
         key, project = account.subjects
-        async with self._pool.connection() as connection:
+        async with self._pool.shared_lane(), self._pool.connection() as connection:
             rows = [row async for row in self._queries.enter_limits(connection, key=key, project=project)]
         return _standing(rows)
 
@@ -38,7 +38,7 @@ class PostgresLimits:
     @asynccontextmanager
     async def place(self, account: Account, trace_id: str, *, for_s: float) -> AsyncIterator[None]:
         """See limits.Meter."""
-        async with self._pool.transaction() as connection:
+        async with self._pool.shared_lane(), self._pool.transaction() as connection:
             await self._queries.take_place(
                 connection, trace_id=trace_id, key_id=UUID(account.key_id), project=account.project, for_s=for_s
             )

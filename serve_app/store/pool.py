@@ -60,6 +60,7 @@ class PostgresPool:
         self._application_name = application_name
         self._where = location(dsn)
         self._breaker = Breaker(pause_s=RETRY_AFTER_S / 2, trial_s=timeout_s)
+        self._lane = asyncio.Semaphore(max(1, size // 4))
         self._pool: Any = None
         self._closed = False
 
@@ -81,6 +82,23 @@ class PostgresPool:
         """Borrow a connection with an open transaction: committed at the end, rolled back on any exception."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    @asynccontextmanager
+    async def shared_lane(self) -> AsyncIterator[None]:
+        """Enter this before borrowing a connection to wait with for a row that many want at once, such as a limit's.
+
+        A quarter of the pool may: the other connections are for those who wait for nobody. Raises errors.Unavailable.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._lane.acquire()
+        except TimeoutError:
+            busy = f"too many wait for the same rows of Postgres at {self._where}: no turn came within {self._timeout_s:g} s"
+            raise unavailable(busy) from None
+        try:
+            yield
+        finally:
+            self._lane.release()
 
     async def ping(self) -> None:
         """Ask the server for an answer. Raises errors.Unavailable."""

@@ -35,7 +35,7 @@ class PostgresRunStore:
             async with self._pool.connection() as connection:
                 row = await self._claim(connection, run, lease_s)
         else:
-            async with self._pool.transaction() as connection:
+            async with self._pool.shared_lane(), self._pool.transaction() as connection:
                 row = await self._claim(connection, run, lease_s)
                 if row["claimed"]:
                     await hold_place(connection, Account(run.key_id, run.project))  # raises: then nothing was claimed

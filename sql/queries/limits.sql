@@ -37,7 +37,8 @@ WITH asked AS MATERIALIZED (
 )
 SELECT subject, requests_per_minute, tokens, used, rates.taken,
     extract(epoch FROM step)::float8 AS step_s,
-    greatest(0, extract(epoch FROM rates.full_at - now()))::float8 AS full_in_s,
+    -- Null where no bucket was touched: greatest() alone would make that a full one.
+    CASE WHEN rates.full_at IS NOT NULL THEN greatest(0, extract(epoch FROM rates.full_at - now())) END::float8 AS full_in_s,
     extract(epoch FROM period_end - now())::float8 AS period_left_s
 FROM asked
 LEFT JOIN (SELECT * FROM of_key UNION ALL SELECT * FROM of_project) AS rates USING (subject);
@@ -60,8 +61,10 @@ SELECT
     + (SELECT count(*) FROM passing_places WHERE project = :project AND until > now()) AS of_project;
 
 -- name: take_place(trace_id, key_id, project, for_s)!
+-- SKIP LOCKED: nobody waits for another tenant's row that is being left.
 WITH gone AS (
-    DELETE FROM passing_places WHERE until < now()
+    DELETE FROM passing_places
+    WHERE trace_id IN (SELECT trace_id FROM passing_places WHERE until < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
 )
 INSERT INTO passing_places (trace_id, key_id, project, until)
 VALUES (:trace_id, :key_id, :project, now() + make_interval(secs => :for_s));

@@ -108,7 +108,10 @@ async def test_a_budget_that_is_used_up_spends_no_request(office: Office) -> Non
     account = await office.account(requests_per_minute=2, tokens=10, period="day")
     await office.meter.charge(account, 10)
     for _ in range(5):
-        assert isinstance((await office.meter.enter(account)).refusal, QuotaExhausted)
+        refused = await office.meter.enter(account)
+        assert isinstance(refused.refusal, QuotaExhausted)
+        assert refused.requests is None  # nobody looked at the bucket
+        assert not [name for name in refused.headers() if name.endswith("-requests")]
     await office.sql("UPDATE limits SET used = 0")
     assert (await office.meter.enter(account)).headers()["x-ratelimit-remaining-requests"] == "1"
 

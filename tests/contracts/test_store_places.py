@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -105,6 +106,47 @@ async def test_a_place_of_a_gateway_that_died_ends_by_itself(office: Office) -> 
     await office.sql("UPDATE passing_places SET until = now() - interval '1 second'")
     assert (await office.stores[0].claim(a_run(account), lease_s=LEASE_S)).claimed
     await place.__aexit__(None, None, None)
+
+
+async def test_nobody_waits_for_a_place_that_another_is_leaving(office: Office) -> None:
+    one, other = await office.account("green", concurrent_runs=1), await office.account(concurrent_runs=1)
+    lost = office.meter.place(one, new_trace_id(), for_s=60)
+    await lost.__aenter__()
+    await office.sql("UPDATE passing_places SET until = now() - interval '1 second'")
+    async with office.pools[1].transaction() as leaving:
+        await leaving.execute("SELECT FROM passing_places FOR UPDATE")
+        async with office.meter.place(other, new_trace_id(), for_s=60):
+            assert await office.sql("SELECT count(*) FROM passing_places") == 2
+    async with office.meter.place(other, new_trace_id(), for_s=60):
+        assert await office.sql("SELECT count(*) FROM passing_places") == 1, "what is over is swept"
+    await lost.__aexit__(None, None, None)
+
+
+async def test_who_waits_for_a_limit_leaves_connections_to_the_others(postgres_dsn: str) -> None:
+    async with open_office(postgres_dsn, timeout_s=60) as office, asyncio.timeout(60):
+        limited = await office.account(concurrent_runs=50, requests_per_minute=100)
+        assert (await office.meter.enter(limited)).refusal is None
+
+        async def pass_through() -> None:
+            async with office.meter.place(limited, new_trace_id(), for_s=60):
+                pass
+
+        async with asyncio.TaskGroup() as group, office.pools[1].transaction() as other:
+            await other.execute("SELECT FROM limits FOR UPDATE")
+            await other.execute("SELECT FROM request_rates FOR UPDATE")
+            waiting: list[asyncio.Task[Any]] = []
+            for _ in range(6):
+                waiting.append(group.create_task(office.stores[0].claim(a_run(limited), lease_s=LEASE_S)))
+                waiting.append(group.create_task(office.meters[0].enter(limited)))
+                waiting.append(group.create_task(pass_through()))
+            while await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 2:
+                await asyncio.sleep(0.02)
+            async with asyncio.timeout(20):
+                free = replace(a_run(limited), key_id=None)
+                assert (await office.stores[0].claim(free, lease_s=LEASE_S)).claimed
+            assert not any(task.done() for task in waiting)
+        assert await office.sql("SELECT count(*) FROM idempotency_log") == 7
+        assert await office.sql("SELECT count(*) FROM passing_places") == 0
 
 
 async def test_claims_settles_and_requests_do_not_lock_each_other_out(office: Office) -> None:

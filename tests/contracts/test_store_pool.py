@@ -111,6 +111,16 @@ async def test_postgres_may_go_and_come_back(switch: Switch) -> None:
         await pool.close()
 
 
+async def test_a_turn_in_the_shared_lane_is_waited_for_only_so_long(postgres_dsn: str) -> None:
+    pool = PostgresPool(postgres_dsn, size=1, timeout_s=0.2)
+    async with pool.shared_lane():
+        with pytest.raises(Unavailable, match=r"no turn came within 0\.2 s") as caught:
+            await pool.shared_lane().__aenter__()
+        assert caught.value.retry_after_s
+    async with pool.shared_lane():  # free again
+        pass
+
+
 async def test_while_postgres_is_away_requests_do_not_each_wait() -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()  # takes connections and never answers

@@ -39,6 +39,9 @@ class ScriptedReplicas:
     running: int = 0
     aborted: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    completion: list[dict[str, Any]] = field(
+        default_factory=lambda: [{"choices": [{"index": 0, "text": "Paris", "finish_reason": "stop"}]}]
+    )  # the chunks of a legacy completion, which then waits for `hold` and breaks with `error`
 
     def cards(self) -> list[ModelCard]:
         return [ModelCard("m"), ModelCard("m:poet", parent="m")]
@@ -72,12 +75,16 @@ class ScriptedReplicas:
     async def completions(
         self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
     ) -> AsyncGenerator[dict[str, Any], None]:
-        yield {
-            "id": request_id,
-            "object": "text_completion",
-            "model": model,
-            "choices": [{"index": 0, "text": "Paris", "finish_reason": "stop"}],
-        }
+        self.running += 1
+        try:
+            for chunk in self.completion:
+                yield {"id": request_id, "object": "text_completion", "model": model, **chunk}
+            if self.hold is not None:
+                await self.hold.wait()
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.running -= 1
 
     async def answers(self, timeout_s: float) -> bool:
         return True

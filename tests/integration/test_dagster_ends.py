@@ -7,9 +7,11 @@ from contextlib import aclosing
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
+from dagster_project.running.conductor import Conductor
 from dagster_project.running.ends import give_up
+from dagster_project.running.pull_loop import PullLoop
 from serve_app.bus.memory import InMemoryEventBus, InMemoryRunQueue
-from serve_app.errors import Unavailable
+from serve_app.errors import Cancelled, Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, TokenEvent, Usage
 from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.settings import Settings
@@ -167,7 +169,10 @@ async def test_a_run_that_is_given_up_ends_as_cancelled_if_it_was(cancelled: boo
     assert told.reason == ("cancelled" if cancelled else "error")
 
 
-async def test_a_cancel_during_the_commit_does_not_tear_it_apart(settings: Settings, instance: DagsterInstance) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_cancel_during_the_commit_does_not_tear_it_apart(
+    settings: Settings, instance: DagsterInstance, stopped: bool
+) -> None:
     stand = Stand(settings, instance, ScriptedReplicas(judge=Script(("A",))))
     committing, go_on = asyncio.Event(), asyncio.Event()
     record_it = stand.store.settle
@@ -182,9 +187,28 @@ async def test_a_cancel_during_the_commit_does_not_tear_it_apart(settings: Setti
         run = await stand.submit()
         async with asyncio.timeout(WAIT_S):
             await committing.wait()
+        if stopped:  # it was decided on a moment before the commit, and gets here now
+            await stop(stand, pulls, run)
         await stand.bus.publish_cancel(run.trace_id, "too late")
         go_on.set()
         end = bodies(await stand.events(run))[-1]
         await stand.until_quiet(pulls)
     assert isinstance(end, FinishedEvent)
     assert end.reason == "stop"
+    ended = await stand.dagster_run(run)
+    assert ended.status is (DagsterRunStatus.CANCELED if stopped else DagsterRunStatus.SUCCESS)
+    assert "ended_by" not in ended.tags
+    said = await asyncio.to_thread(instance.all_logs, ended.run_id)
+    assert not [log for log in said if "No answer" in log.message], "there is one"
+
+
+async def stop(stand: Stand, pulls: PullLoop, run: Run) -> None:
+    """Stop what a worker executes, and wait until Dagster has it as CANCELED."""
+    assert isinstance(pulls._hands, Conductor)
+    execution = pulls._hands._active[run.trace_id]
+    assert execution is not None
+    execution.debate.stopped_by = Cancelled.because("too late")
+    await asyncio.to_thread(execution.cancel)
+    async with asyncio.timeout(WAIT_S):
+        while (await stand.dagster_run(run)).status is not DagsterRunStatus.CANCELED:
+            await asyncio.sleep(0.02)

@@ -210,7 +210,7 @@ async def test_without_limits_postgres_is_asked_nothing_more(house: House) -> No
         assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
     # The exact recall, the claim, the search by meaning; then the end: the run, the answer, its vector, in one transaction.
     assert _kinds(statements) == [
-        "SELECT completions_cache", "INSERT run_history", "SELECT completion_vectors",
+        "SELECT completions_cache", "INSERT idempotency_log", "SELECT completion_vectors",
         "BEGIN", "UPDATE idempotency_log", "INSERT completions_cache", "INSERT completion_vectors", "COMMIT",
     ]  # fmt: skip
 

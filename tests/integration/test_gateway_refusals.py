@@ -7,6 +7,8 @@ import httpx
 import openai
 import pytest
 
+from serve_app.errors import RateLimited
+from serve_app.gateway.http_app import error_response
 from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
 
 USER = [{"role": "user", "content": "hi"}]
@@ -148,6 +150,11 @@ async def test_models_and_embeddings_with_the_sdk(gateway: GatewayUnderTest) -> 
             await client.embeddings.create(model="hash", input=[])
         completion = await client.completions.create(model="m", prompt="The capital of France is")
         assert completion.choices[0].text == "Paris"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2, "1"), (2.4, "3"), (15, "15"), (900, "120")])
+def test_who_comes_back_when_told_is_not_too_early(seconds: float, told: str) -> None:
+    assert error_response(RateLimited("too fast", retry_after_s=seconds)).headers["retry-after"] == told
 
 
 async def test_everything_still_works_after_all_that(http: httpx.AsyncClient) -> None:

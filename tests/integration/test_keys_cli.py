@@ -36,8 +36,8 @@ class Office:
         assert done.returncode == code, done.stdout + done.stderr
         return (done.stdout if code == 0 else done.stderr).strip()
 
-    async def listed(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(await self.run("list", "--json"))
+    async def listed(self, *of: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(await self.run("list", "--json", *of))
         return told
 
     async def owner(self, key: str) -> KeyOwner | None:
@@ -78,7 +78,8 @@ async def test_a_key_from_its_making_to_its_end(office: Office) -> None:
 async def test_limits_of_a_project(office: Office) -> None:
     await office.run("limit", "--project", "blue", "--concurrent", "3")
     assert (await office.listed())["projects"]["blue"]["limits"]["concurrent_runs"] == 3
-    assert "whole project" in await office.run("list")
+    assert "whole project" in await office.run("list", "--project", "blue")
+    assert (await office.listed("--project", "green"))["projects"] == {}
     await office.run("limit", "--project", "blue", "--none")
     assert (await office.listed())["projects"] == {}
 

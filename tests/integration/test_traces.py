@@ -218,6 +218,25 @@ async def test_a_cancelled_run_and_a_client_that_left(collector: Collector) -> N
     assert (root.failed, root.facts["error.type"]) == (False, "client_left")
 
 
+async def test_a_legacy_completion_that_breaks_or_is_left(collector: Collector) -> None:
+    asked, path = {"model": "m", "prompt": "x", "stream": True}, "POST /v1/completions"
+    replicas = ScriptedReplicas(error=UpstreamFailed("the replica died"))
+    async with serve_gateway({"replicas": replicas}) as gateway, asking(gateway) as http:
+        await http.post("/v1/completions", json=asked)
+        await collector.until(path)
+        replicas.hold = asyncio.Event()
+        async with http.stream("POST", "/v1/completions", json=asked) as response:
+            pieces = response.aiter_raw()  # kept: when it goes, so does the stream
+            await anext(pieces)
+        await collector.until(path, count=2)
+        assert replicas.running == 0
+        replicas.error = replicas.hold = None
+        await http.post("/v1/completions", json=asked)
+        await collector.until(path, count=3)
+    ends = [(span.failed, span.facts.get("error.type")) for span in collector.named(path)]
+    assert ends == [(True, "upstream_failed"), (False, "client_left"), (False, None)]
+
+
 async def test_a_run_whose_gateway_died_is_ended_in_the_trace_too(collector: Collector) -> None:
     from tests.integration.test_gateway_debates import ASK as DEBATE
 

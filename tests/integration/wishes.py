@@ -44,16 +44,16 @@ class Wishes:
 
     def placed(self) -> dict[str, int]:
         """Fulfilled wishes by the label of the node."""
-        of_node = {node["NodeID"]: node["Labels"].get("aifactory.group", "") for node in ray.nodes()}
         calls = [actor.node.remote() for actor in self._actors]
         ready = ray.wait(calls, num_returns=len(calls), timeout=1)[0] if calls else []
-        places = [of_node[node] for node in ray.get(ready)]
+        places = [{node} for node in ray.get(ready)]
         table = ray.util.placement_group_table()
-        for group in self._groups:
-            told = table[group.id.hex()]
-            if told["state"] == "CREATED":
-                places.append("+".join(sorted({of_node[node] for node in told["bundles_to_node_id"].values()})))
-        return {place: places.count(place) for place in places}
+        told = [table[group.id.hex()] for group in self._groups]
+        places += [set(group["bundles_to_node_id"].values()) for group in told if group["state"] == "CREATED"]
+        # Asked for last: a node may join while the wishes are looked at.
+        of_node = {node["NodeID"]: node["Labels"].get("aifactory.group", "") for node in ray.nodes()}
+        named = ["+".join(sorted({of_node[node] for node in place})) for place in places]
+        return {place: named.count(place) for place in named}
 
 
 def main(address: str) -> None:
