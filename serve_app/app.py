@@ -59,13 +59,21 @@ def config_settings(args: dict[str, Any]) -> Settings:
 
     {"settings_file": PATH} takes those that a stack runs with, which `aifactory up` wrote, secrets included; every other
     name is a setting and wins over the file. Without it they are as for `up`: {"config": "gpu-cluster"}, and the
-    environment of the Ray node fills the rest.
+    environment of the Ray node fills the rest. Raises FileNotFoundError on a node that does not have the file.
     """
     given = dict(args)
     file = given.pop("settings_file", None)
     if file is None:
         return Settings(**given)
-    return settings_from_dict({**json.loads(Path(str(file)).read_text()), **given})
+    try:
+        known = json.loads(Path(str(file)).read_text())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"settings_file {file} does not exist on this node: only the machine where `aifactory up` ran has it. Deploy to "
+            "the cluster of that machine, put the file at the same path here, or name the settings under args instead, "
+            "as in {config: gpu-cluster}"
+        ) from error
+    return settings_from_dict({**known, **given})
 
 
 def deploy(settings: Settings) -> None:

@@ -43,7 +43,7 @@ def aifactory(ground: Ground) -> Iterator[list[Candidate]]:
         try:
             yield _faces(ground, env, folder)
         finally:
-            down = run_command(env, "down", "--purge")
+            down = run_command(env, "down", "--purge", timeout_s=300)
             if down.returncode != 0:
                 raise RuntimeError(f"the stack could not be ended: {down.stderr}")
 

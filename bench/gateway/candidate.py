@@ -12,7 +12,7 @@ import httpx
 import psutil
 
 from bench.gateway.work import Work, body
-from serve_app.local.processes import ProcessRecord, child_environment, end, is_alive, last_lines, record, spawn
+from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, is_alive, last_lines, spawn
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 # Ray gives its workers a low priority (15), and so ours and Ray's own gateway: beside anything else on the machine, the
@@ -93,12 +93,14 @@ def served(
     env: dict[str, str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Iterator[Candidate]:
-    """A server of one command, up to its first answer; ended at the end."""
+    """A server of one command, up to its first answer; ended at the end, with all that it has started."""
     began, log, origin = time.perf_counter(), ground.log(name), f"http://127.0.0.1:{port}"
-    known = spawn(argv, env=child_environment({"PYTHONPATH": "", **(env or {})}), log=log, cwd=ROOT)
+    mark = ground.folder / name
+    known = spawn(argv, env=child_environment({"PYTHONPATH": "", **(env or {})}, mark=mark), log=log, cwd=ROOT)
     try:
         first_answer(ground, origin, headers or {}, lambda: is_alive(known), log)
         cold_s = time.perf_counter() - began
         yield Candidate(name, told, origin, lambda: process_tree(known, role), headers or {}, cold_s)
     finally:
-        end([record(pid) for pid in process_tree(known, role)], grace_s=10, first_signal=SIGTERM)
+        # Not by the tree: children outlive a leader that has died.
+        end(find_all(mark, leaders=[known]), grace_s=10, first_signal=SIGTERM)

@@ -122,7 +122,8 @@ class Load:
                     return
                 async for line in answer.aiter_lines():
                     self._read(line, watch)
-        except httpx.HTTPError as error:
+        # The others: a chunk that is not JSON, or of another shape than OpenAI's.
+        except (httpx.HTTPError, ValueError, TypeError, AttributeError) as error:
             self._note(f"{type(error).__name__}: {error}")
         finally:
             watch.ended = time.monotonic()
@@ -140,7 +141,7 @@ class Load:
         if any((choice.get("delta") or {}).get("content") for choice in chunk.get("choices", [])):
             watch.marks.append(time.monotonic())
         if chunk.get("usage"):
-            watch.prompt_tokens = chunk["usage"].get("prompt_tokens", 0)
+            watch.prompt_tokens = int(chunk["usage"].get("prompt_tokens") or 0)
 
     def _note(self, error: str) -> None:
         if error in self.errors or len(self.errors) < _ERRORS_KEPT:

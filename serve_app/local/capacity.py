@@ -26,6 +26,8 @@ from serve_app.local.state import StackState, load_state
 from serve_app.replicas.catalog import deployment_name
 from serve_app.settings import Settings
 
+_OUT = "where the results go: OUT.json and OUT.png; capacity if left out, capacity-plan with --replica"
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -61,12 +63,13 @@ def capacity(
     max_ongoing: Annotated[int | None, typer.Option(min=1, help="max_ongoing_requests of a replica, likewise")] = None,
     api: Annotated[str | None, typer.Option(help="base URL (with /v1) of a system that was not started here")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="file that holds its API key")] = None,
-    out: Annotated[Path, typer.Option(help="where the results go: OUT.json and OUT.png")] = Path("capacity"),
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="draw OUT.png (needs the extra aifactory[capacity])")] = True,
 ) -> None:
     """Find the load at which the objective breaks, predicted and measured, and advise replicas, limits and workers."""
     if plot:
         check_plotting()
+    target = _target(out, replica)
     settings = _settings()
     place = _place(settings, replica, api, api_key_file, model, replicas, max_ongoing)
     question = Question(
@@ -83,12 +86,20 @@ def capacity(
     with console.status("…") as shown:
         findings = asyncio.run(_study(place, question, predict_only, lambda line: shown.update(line)))
     Console().print(text(findings), highlight=False, markup=False, soft_wrap=True)
-    written = [out.with_name(out.name + ".json")]
+    written = [target.with_name(target.name + ".json")]
     written[0].write_text(as_json(findings) + "\n")
     if plot:
-        written.append(out.with_name(out.name + ".png"))
+        written.append(target.with_name(target.name + ".png"))
         draw(findings, written[1])
     console.print(f"written: {', '.join(map(str, written))}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _target(out: Path | None, replica: Path | None) -> Path:
+    """Where the results go. Raises RuntimeError when that is the study that is read."""
+    target = out or Path("capacity" if replica is None else "capacity-plan")
+    if replica is not None and target.with_name(target.name + ".json").resolve() == replica.resolve():
+        raise RuntimeError(f"--out {target} would overwrite the study {replica} that --replica reads: give another --out")
+    return target
 
 
 def _settings() -> Settings:

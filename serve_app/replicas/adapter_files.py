@@ -50,9 +50,9 @@ def read_rank(config: bytes | str, max_rank: int) -> int:
     try:
         fields = json.loads(config)
         rank, alpha = fields["r"], fields["lora_alpha"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterFault(f"its {ADAPTER_CONFIG_FILE} is not PEFT's: {type(error).__name__}: {error}") from error
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):  # True is an int as well
         raise AdapterFault(f"r must be a whole number from 1 and lora_alpha a number, not {rank!r} and {alpha!r}")
     if rank > max_rank:
         raise AdapterFault(f"it has rank {rank}, the engine holds up to {max_rank}; raise max_lora_rank in engine_args")
@@ -79,7 +79,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except FileNotFoundError as error:
         raise AdapterFault(f"{file.name} is missing (other formats of weights are not read)") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, AdapterFault):
             raise
         raise AdapterFault(f"{file.name} cannot be read: {type(error).__name__}: {error}") from error

@@ -31,7 +31,7 @@ class AdapterLoader(LoraModelLoader):  # type: ignore[misc]  # Ray ships no type
     """Ray's loader, which knows buckets only, with local directories, and with checks before the engine sees anything.
 
     `matrices`: shapes of the model's weights, for the checks. Serve calls it for an adapter that the replica does not
-    hold, one at a time.
+    hold, one at a time; it holds `most_held`. On disk are those and as many others, and what a fetch has begun.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class AdapterLoader(LoraModelLoader):  # type: ignore[misc]  # Ray ships no type
         local: bool,
         max_rank: int,
         matrices: Mapping[str, tuple[int, ...]],
+        most_held: int,
         download_timeout_s: float | None = None,
         max_tries: int = 1,
     ) -> None:
@@ -48,7 +49,10 @@ class AdapterLoader(LoraModelLoader):  # type: ignore[misc]  # Ray ships no type
         self._downloads = None if local else _download_folder(directory)
         if self._downloads is not None:
             weakref.finalize(self, shutil.rmtree, self._downloads, ignore_errors=True)
-        super().__init__(lora_root=self._downloads, download_timeout_s=download_timeout_s, max_tries=max_tries)
+        fetches = None if self._downloads is None else str(self._downloads / "fetches")
+        super().__init__(lora_root=fetches, download_timeout_s=download_timeout_s, max_tries=max_tries)
+        self._kept: dict[str, weakref.ref[DiskMultiplexConfig]] = {}  # by name, the oldest first; dead if Serve let it go
+        self._most_held = most_held
         self._directory = directory
         self._max_rank = max_rank
         self._matrices = matrices
@@ -65,13 +69,25 @@ class AdapterLoader(LoraModelLoader):  # type: ignore[misc]  # Ray ships no type
                 lora_assigned_int_id=global_id_manager.next(),
             )
         await self._check_in_bucket(name)
+        if not self.active_syncing_tasks:  # a fetch goes on when the request that wanted it is gone
+            await asyncio.to_thread(shutil.rmtree, self.lora_root, ignore_errors=True)
         found: DiskMultiplexConfig = await super().load_model_from_config(lora_model_id, llm_config)
-        try:
-            await self._checked(Path(self._downloads), name)
-        except BadRequest:
-            self.disk_cache.pop(lora_model_id, None)  # Ray tells of a file that it could not fetch in its log only
-            raise
-        return found
+        # Fetched anew each time: it may be another one by then, and Ray tells of a file that it missed in its log only.
+        self.disk_cache.clear()
+        await self._checked(Path(self.lora_root), name)
+        return await self._keep(self._downloads, name, found)
+
+    async def _keep(self, downloads: Path, name: str, fetched: DiskMultiplexConfig) -> DiskMultiplexConfig:
+        """Put it where vLLM, which never forgets a path, reads it again; remove the oldest that Serve does not hold."""
+        kept: DiskMultiplexConfig = fetched.model_copy(update={"local_path": str(downloads / "kept" / name)})
+        self._kept.pop(name, None)
+        self._kept[name] = weakref.ref(kept)
+        let_go = [other for other, held in self._kept.items() if held() is None]
+        surplus = let_go[: max(0, len(self._kept) - 2 * self._most_held)]
+        for other in surplus:
+            del self._kept[other]
+        await asyncio.to_thread(_put, downloads, Path(fetched.local_path), name, surplus)
+        return kept
 
     async def _checked(self, directory: Path, name: str) -> Path:
         return await asyncio.to_thread(checked_adapter, directory, name, max_rank=self._max_rank, matrices=self._matrices)
@@ -103,14 +119,27 @@ def adapter_loader(llm_config: LLMConfig, adapters: AdapterConfig) -> Callable[.
         local=is_local(adapters),
         max_rank=llm_config.engine_kwargs["max_lora_rank"],
         matrices=model_matrices(Path(source)) if isinstance(source, str) else {},
+        most_held=adapters.max_adapters_per_replica,
     )
 
 
-def _download_folder(bucket: str) -> str:
+def _put(downloads: Path, fetched: Path, name: str, surplus: list[str]) -> None:
+    """`fetched` becomes adapter `name`. What was there is renamed first: an engine that finds none at its path ends."""
+    place = downloads / "kept" / name
+    place.parent.mkdir(exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="replaced-", dir=downloads))
+    if place.exists():
+        place.rename(aside / name)
+    fetched.rename(place)
+    for folder in (aside, *(place.with_name(other) for other in surplus)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download_folder(bucket: str) -> Path:
     """A folder of this replica's own in Ray's session, so that what a killed replica leaves goes with the session."""
     mark = hashlib.sha256(bucket.encode()).hexdigest()[:8]
     session = None
     if ray.is_initialized():
         context = ray.get_runtime_context()
         session = Path(context.get_temp_dir()) / context.get_session_name()
-    return tempfile.mkdtemp(prefix=f"adapters-{mark}-", dir=session)
+    return Path(tempfile.mkdtemp(prefix=f"adapters-{mark}-", dir=session))

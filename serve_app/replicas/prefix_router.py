@@ -4,18 +4,24 @@ Serve loads this class by name into every process that holds a handle, so import
 prefix-aware router brings vLLM and torch along, and asks an actor about each request.
 """
 
+import asyncio
 import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import orjson
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import LocalityMixin, MultiplexMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 PREFIX_ROUTER: Final = "serve_app.replicas.prefix_router.PrefixRouter"
-_PREFIX_CHARS: Final = 4096
+# Of what a request begins with, so much makes its key: of each message, in letters, and messages and parts of one.
+_MESSAGE_CHARS: Final = 2048
+_MESSAGES: Final = 8
+_PARTS: Final = 16
+_PROMPT: Final = 1024  # letters or tokens
 _LOAD_FACTOR: Final = 1.25
 _CHOICE_COUNTS_S: Final = 1.0
 _FREE_REQUESTS: Final = 4  # a replica with fewer is never too busy
@@ -31,6 +37,9 @@ class PrefixRouter(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignor
     def initialize_state(self) -> None:
         """Called by Serve before the first request."""
         self._chosen: dict[str, deque[float]] = {}  # by replica: when it was chosen for requests that are not sent yet
+        # By what a request waits for: Serve asks again and again for one while all replicas are full. Its id will not do, all
+        # requests that come of one have the same.
+        self._keys = WeakKeyDictionary[asyncio.Future[Any], bytes | None]()
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         """Called by Serve when a request leaves for a replica: from here on its queue's length says so."""
@@ -42,9 +51,9 @@ class PrefixRouter(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignor
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """The replicas to try, the preferred one first. See Serve's RequestRouter."""
-        key = None
+        key, first_time = None, False
         if pending_request is not None and not pending_request.metadata.multiplexed_model_id:
-            key = prefix_key(pending_request.args)
+            key, first_time = self._key(pending_request)
         if pending_request is None or key is None or len(candidate_replicas) < 2:
             chosen: list[list[RunningReplica]] = await PowerOfTwoChoicesRequestRouter.choose_replicas(
                 self, candidate_replicas, pending_request
@@ -54,8 +63,16 @@ class PrefixRouter(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignor
         pending_request.routing_context.should_backoff = True
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         first, *rest = ranked(key, self._loads(by_id))
-        self._chosen[first].append(time.monotonic())
+        if first_time:
+            self._chosen[first].append(time.monotonic())
         return [[by_id[first]], [by_id[name] for name in rest]]
+
+    def _key(self, request: PendingRequest) -> tuple[bytes | None, bool]:
+        """Its key, and whether it was asked for now for the first time."""
+        if request.future in self._keys:
+            return self._keys[request.future], False
+        key = self._keys[request.future] = prefix_key(request.args)
+        return key, True
 
     def _loads(self, replicas: Mapping[str, RunningReplica]) -> dict[str, int]:
         """Requests of each replica. A burst is shared out before any of it is sent, so choices count as well, for a while."""
@@ -69,9 +86,11 @@ class PrefixRouter(LocalityMixin, MultiplexMixin, RequestRouter):  # type: ignor
 
 
 def prefix_key(arguments: Iterable[Any]) -> bytes | None:
-    """What the turns of one conversation have in common: the messages up to the user's first; of a prompt, its beginning.
+    """A digest of what the turns of one conversation have in common: the beginnings of the messages up to the user's first;
+    of a prompt, its own.
 
-    `arguments` of the replica's method; the first is the request's body. None when it has neither.
+    `arguments` of the replica's method; the first is the request's body. None when it has neither. Only the beginnings are
+    read, each for itself: conversations with one long system prompt in front are still told apart.
     """
     body = next(iter(arguments), None)
     if not isinstance(body, Mapping):
@@ -79,10 +98,19 @@ def prefix_key(arguments: Iterable[Any]) -> bytes | None:
     messages, prompt = body.get("messages"), body.get("prompt")
     try:
         if isinstance(messages, list) and messages:
-            return orjson.dumps(messages[: _first_of_user(messages) + 1])[:_PREFIX_CHARS]
-        return orjson.dumps(prompt)[: _PREFIX_CHARS // 4] if prompt else None
+            first = _first_of_user(messages)
+            told = orjson.dumps(
+                [_beginning(message) for message in (*messages[:first][:_MESSAGES], *messages[first : first + 1])]
+            )
+        else:
+            while isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):  # of several the first
+                prompt = prompt[0]
+            if not prompt or not isinstance(prompt, str | list):
+                return None
+            told = orjson.dumps(prompt[:_PROMPT])
     except orjson.JSONEncodeError:  # half a character: the replica is to refuse it
         return None
+    return hashlib.blake2b(told, digest_size=16).digest()
 
 
 def ranked(key: bytes, loads: Mapping[str, int]) -> list[str]:
@@ -93,6 +121,30 @@ def ranked(key: bytes, loads: Mapping[str, int]) -> list[str]:
     bound = max(_FREE_REQUESTS, _LOAD_FACTOR * (sum(loads.values()) + 1) / len(loads))
     order = sorted(loads, key=lambda name: hashlib.blake2b(key, key=name.encode()[:64], digest_size=8).digest())
     return sorted(order, key=lambda name: loads[name] + 1 > bound)
+
+
+def _beginning(message: Any) -> tuple[str, str] | None:
+    """Role, and the text as far as it makes the key; None for what is no message."""
+    if not isinstance(message, Mapping):
+        return None
+    role, content = message.get("role"), message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content[:_PARTS])
+    return role if isinstance(role, str) else "", content[:_MESSAGE_CHARS] if isinstance(content, str) else ""
+
+
+def _part(part: Any) -> str:
+    """A part's text; of a picture or a sound the length and both ends, since much of it is the same in all."""
+    if not isinstance(part, Mapping):
+        return ""
+    text = part.get("text")
+    if isinstance(text, str):
+        return text[:_MESSAGE_CHARS]
+    for given in part.values():
+        data = next((value for value in given.values() if isinstance(value, str)), "") if isinstance(given, Mapping) else ""
+        if data:
+            return f"<{len(data)}:{data[:64]}{data[-64:]}>"
+    return ""
 
 
 def _first_of_user(messages: list[Any]) -> int:

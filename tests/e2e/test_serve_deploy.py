@@ -1,5 +1,6 @@
 """`serve deploy` with the file that `aifactory up` writes, and changes of knobs by user_config that restart nothing."""
 
+import json
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from serve_app.local.deployment import ray_variables
 from serve_app.local.serve_file import serve_file
 from serve_app.local.state import load_state
 from serve_app.settings import config_path
+from tests.e2e.promtail_files import promtail_reads
 from tests.e2e.stack_under_test import RunningStack, running_stack, until
 
 pytestmark = pytest.mark.timeout(900)
@@ -39,18 +41,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 
 class Deployed:
-    """The file of a stack, and what Serve has made of it."""
+    """The file of a stack, and what Serve has made of it. `text`: the file as `up` wrote it."""
 
     def __init__(self, stack: RunningStack) -> None:
-        self._stack = stack
-        self._state_dir = Path(stack.info["state_dir"])
-        state = load_state(self._state_dir)
+        state_dir = Path(stack.info["state_dir"])
+        state = load_state(state_dir)
         assert state is not None
         self._env = {**stack.env, **ray_variables(state), "RAY_DASHBOARD_ADDRESS": stack.info["ray_dashboard"]}
+        self.file = serve_file(state_dir)
+        self.text = self.file.read_text()
 
-    @property
-    def file(self) -> Path:
-        return serve_file(self._state_dir)
+    def set_knobs(self, knobs: dict[str, Any]) -> None:
+        """Deploy the file as `up` wrote it, with these live settings of the gateway."""
+        config = yaml.safe_load(self.text)
+        (gateway,) = config["applications"][0]["deployments"]
+        gateway["user_config"] = knobs
+        self.file.write_text(yaml.safe_dump(config))
+        self.command("deploy", str(self.file))
 
     def command(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -87,6 +94,20 @@ class Deployed:
         return {replica["actor_id"] for deployment in deployments for replica in deployment["replicas"]}
 
 
+@pytest.fixture(scope="module")
+def files(stack: RunningStack) -> Deployed:
+    return Deployed(stack)
+
+
+@pytest.fixture
+async def deployed(files: Deployed) -> Deployed:
+    """Both applications run from the file, with the knobs as `up` wrote them; the first time they are started again."""
+    files.file.write_text(files.text)
+    files.command("deploy", str(files.file))
+    await until(files.runs, _START_S, "applications from the file")
+    return files
+
+
 async def ask(stack: RunningStack, text: str = "hello", **fields: Any) -> httpx.Response:
     async with stack.http() as http:
         body = {"model": "sim-small", "messages": [{"role": "user", "content": text}], **fields}
@@ -115,25 +136,18 @@ async def test_adapters_are_models_to_a_client(stack: RunningStack) -> None:
         assert "sim-small:law" in error["message"]
 
 
-async def test_the_file_deploys_and_its_knobs_change_without_a_restart(stack: RunningStack) -> None:
-    deployed = Deployed(stack)
+async def test_the_file_deploys_and_its_knobs_change_without_a_restart(stack: RunningStack, deployed: Deployed) -> None:
     assert deployed.file.stat().st_mode & 0o077 == 0
-    text = deployed.file.read_text()
     for secret in ("postgresql://", "nats://"):
-        assert secret not in text
+        assert secret not in deployed.text
 
-    deployed.command("deploy", str(deployed.file))
-    await until(deployed.runs, _START_S, "applications from the file")
     assert (await ask(stack)).status_code == 200
     assert (await ask(stack, model="debate")).status_code == 200
 
     running, long = deployed.replicas(), "word " * 1000
     assert (await ask(stack, long)).status_code == 200
-    config = yaml.safe_load(text)
-    (gateway,) = config["applications"][0]["deployments"]
-    gateway["user_config"] |= {"max_body_bytes": 2000, "cache_enabled": False}
-    deployed.file.write_text(yaml.safe_dump(config))
-    deployed.command("deploy", str(deployed.file))
+    (gateway,) = yaml.safe_load(deployed.text)["applications"][0]["deployments"]
+    deployed.set_knobs(gateway["user_config"] | {"max_body_bytes": 2000, "cache_enabled": False})
 
     async def refused() -> bool:
         return (await ask(stack, long)).status_code == 413
@@ -145,10 +159,7 @@ async def test_the_file_deploys_and_its_knobs_change_without_a_restart(stack: Ru
     assert deployed.replicas() == running
 
 
-async def test_a_wrong_knob_ends_no_gateway_and_a_knob_left_out_is_as_before(stack: RunningStack) -> None:
-    deployed = Deployed(stack)
-    config = yaml.safe_load(deployed.file.read_text())
-    (gateway,) = config["applications"][0]["deployments"]
+async def test_a_wrong_knob_ends_no_gateway_and_a_knob_left_out_is_as_before(stack: RunningStack, deployed: Deployed) -> None:
     running, question = deployed.replicas(), f"{time.time_ns()}"
 
     async def cached() -> bool:
@@ -156,21 +167,25 @@ async def test_a_wrong_knob_ends_no_gateway_and_a_knob_left_out_is_as_before(sta
         assert {answer.status_code for answer in answers} == {200}
         return answers[1].headers["x-cache"] == "exact"
 
-    steps: tuple[tuple[dict[str, Any], bool | None], ...] = (
-        ({"cache_enabled": False}, False),
-        ({}, True),
-        ({"bus": "core"}, None),
-        ({"cache_enabled": False}, False),
-    )
-    for knobs, works in steps:
-        gateway["user_config"] = knobs
-        deployed.file.write_text(yaml.safe_dump(config))
-        deployed.command("deploy", str(deployed.file))
-        if works is not None:
-            await until(partial(_has_value, cached, works), _START_S, f"cache: {works}")
+    async def set_and_wait(knobs: dict[str, Any], works: bool) -> None:
+        deployed.set_knobs(knobs)
+        await until(partial(_has_value, cached, works), _START_S, f"cache: {works}")
+
+    await set_and_wait({"cache_enabled": False}, False)
+    await set_and_wait({}, True)
+    deployed.set_knobs({"bus": "core", "cache_enabled": False})
+    await until(partial(_refused, stack, "bus"), _START_S, "the refusal in the gateway's log")
+    assert await cached()
+    await set_and_wait({"cache_enabled": False}, False)
     await until(deployed.runs, _START_S, "the applications")
     assert deployed.replicas() == running
 
 
 async def _has_value(condition: Callable[[], Awaitable[bool]], value: bool) -> bool:
     return await condition() is value
+
+
+def _refused(stack: RunningStack, knob: str) -> bool:
+    lines = [json.loads(line) for line in promtail_reads(stack, "aifactory") if line.startswith("{")]
+    told = [line["message"] for line in lines if line.get("component") == "gateway"]
+    return any("live settings refused" in message and repr(knob) in message for message in told)

@@ -5,7 +5,7 @@ Each node has a loopback address, ports and HAProxy files of its own, as two mac
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -61,18 +61,21 @@ class RayNodes:
     def pids(self, ip: str) -> set[int]:
         """Every process of a node: its raylet, its agents, its HAProxy, and the actors on it."""
         leader = self._leaders[ip]
-        if not is_alive(leader):
-            return set()
-        return {leader.pid, *(child.pid for child in psutil.Process(leader.pid).children(recursive=True))}
+        with suppress(psutil.NoSuchProcess):  # it may end at any moment
+            if is_alive(leader):
+                return {leader.pid, *(child.pid for child in psutil.Process(leader.pid).children(recursive=True))}
+        return set()
 
     def kill(self, ip: str) -> set[int]:
         """The machine is gone: everything on it is stopped, then killed. Returns the pids."""
         gone: set[int] = set()
-        # Stopped first, so that none of them sees another one go; again, for those that were just being started.
-        while fresh := self.pids(ip) - gone:
-            _signal(fresh, signal.SIGSTOP)
-            gone |= fresh
-        _signal(gone, signal.SIGKILL)
+        try:
+            # Stopped first, so that none of them sees another one go; again, for those that were just being started.
+            while fresh := self.pids(ip) - gone:
+                gone |= fresh
+                _signal(fresh, signal.SIGSTOP)
+        finally:
+            _signal(gone, signal.SIGKILL)  # a stopped one would answer no other signal
         return gone
 
     def stop(self) -> None:
@@ -106,4 +109,5 @@ def _ports(taken: set[int]) -> RayPorts:
 def _signal(pids: set[int], number: int) -> None:
     for known in map(record, pids):
         if is_alive(known):
-            psutil.Process(known.pid).send_signal(number)
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(known.pid).send_signal(number)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from itertools import cycle
 from typing import Any
 
 from serve_app.capacity.load import connect
@@ -66,3 +67,24 @@ async def test_refusals_count_and_are_named() -> None:
     assert figures.tokens_per_s == 0
     assert sum(load.errors.values()) == 40
     assert any("no room" in error for error in load.errors)
+
+
+ODD_CHUNKS = ["not JSON", "[]", "5", '{"choices": null}', '{"choices": ["x"]}', '{"choices": [{"delta": "x"}]}', '{"usage": "x"}',
+              '{"usage": {"prompt_tokens": "many"}}', '{"usage": {"prompt_tokens": [1]}}', '{"error": "x"}']  # fmt: skip
+
+
+async def test_an_odd_chunk_of_a_foreign_api_fails_its_request_only() -> None:
+    odd = cycle(ODD_CHUNKS)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        writer.write(b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n' + f"data: {next(odd)}\n\ndata: [DONE]\n\n".encode())
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, connect(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", KEY, WORKLOAD) as load:
+        figures = await load.step(20, PACE)
+    assert (figures.requests, figures.failed_share) == (40, 1)
+    assert load.errors

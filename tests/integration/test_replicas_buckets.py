@@ -37,14 +37,18 @@ class Bucket:
             engine_kwargs={"max_lora_rank": 16},
             lora_config={"dynamic_lora_loading_path": _BUCKET},
         )
-        self._loader: Any = adapter_loader(self.config, AdapterConfig(directory=f"{_BUCKET}/"))(
+        self._loader: Any = adapter_loader(self.config, AdapterConfig(directory=f"{_BUCKET}/", max_adapters_per_replica=2))(
             download_timeout_s=30, max_tries=1
         )
 
-    async def load(self, name: str) -> Path:
+    async def found(self, name: str) -> Any:
+        """What Serve keeps as long as it holds the adapter."""
         found = await self._loader.load_model_from_config(f"m:{name}", self.config)
         assert found.model_id == f"m:{name}"
-        return Path(found.local_path)
+        return found
+
+    async def load(self, name: str) -> Path:
+        return Path((await self.found(name)).local_path)
 
 
 @pytest.fixture
@@ -72,14 +76,34 @@ def _forget_what_ray_knows() -> None:
             cell.cell_contents._cache.clear()
 
 
-async def test_an_adapter_is_fetched_once(bucket: Bucket) -> None:
+def _files(folder: Path) -> set[str]:
+    return {file.name for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"}
+
+
+async def test_an_adapter_is_fetched_whole_and_again_when_it_was_let_go(bucket: Bucket) -> None:
+    """To the same path: vLLM reads an adapter that it has let go where it was the first time."""
     path = await bucket.load("law")
     assert sorted(file.name for file in path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     for file in path.iterdir():
         assert file.read_bytes() == (bucket.folder / "law" / file.name).read_bytes()
-    before = len(bucket.fetched)
+    shutil.rmtree(bucket.folder / "law")
+    write_adapter(bucket.folder / "law", lora_alpha=99)
     assert await bucket.load("law") == path
-    assert len(bucket.fetched) == before
+    for file in path.iterdir():
+        assert file.read_bytes() == (bucket.folder / "law" / file.name).read_bytes()
+    assert _files(path.parent.parent) == {file.name for file in path.iterdir()}
+
+
+async def test_adapters_on_disk_are_bounded_and_those_in_use_stay(bucket: Bucket) -> None:
+    names = [f"law-{number}" for number in range(6)]
+    for name in names:
+        write_adapter(bucket.folder / name)
+    held = await bucket.found(names[0])
+    paths = [Path(held.local_path), *[await bucket.load(name) for name in names[1:]]]
+    assert [path.exists() for path in paths] == [True, False, False, True, True, True]
+    del held
+    await bucket.load("law")
+    assert [path.name for path in paths if path.exists()] == names[3:]
 
 
 @pytest.mark.parametrize("name", ["absent", "../secret", "..", "", "law/../../secret", "/etc", ".law", "law?x", "l" * 200])
@@ -105,6 +129,19 @@ async def test_an_adapter_that_came_in_part_is_refused_and_fetched_again(bucket:
         await bucket.load("law")
     weights.write_bytes(whole)
     assert (await bucket.load("law") / weights.name).read_bytes() == whole
+
+
+async def test_a_fetch_that_missed_a_file_is_made_again(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.llm._internal.common.utils.cloud_utils import CloudFileSystem
+
+    with monkeypatch.context() as broken:
+        broken.setattr(CloudFileSystem, "download_files", lambda **_: None)
+        with pytest.raises(NotFound):
+            await bucket.load("law")
+    assert sorted(file.name for file in (await bucket.load("law")).iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 async def test_two_models_keep_adapters_of_one_name_apart(bucket: Bucket, tmp_path: Path) -> None:

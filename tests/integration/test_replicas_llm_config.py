@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from serve_app.app import build, build_from_config
+from serve_app.app import build, build_from_config, build_worker_from_config
 from serve_app.configured import AdapterConfig, AutoscalingConfig, ModelConfig, PlacementConfig
 from serve_app.replicas.prefix_router import PREFIX_ROUTER
 from serve_app.settings import Settings
@@ -50,6 +50,15 @@ def test_serve_deploys_a_configuration_by_its_name(request: pytest.FixtureReques
     (local,) = models_of(build_from_config({"config": "local", "state_dir": str(folder.parent)})).values()
     assert Path(local.init_kwargs["llm_config"].model_loading_config.model_source) == folder / "smollm2-135m"
     assert (folder / "smollm2-135m" / "config.json").is_file()
+
+
+def test_a_node_without_the_settings_file_says_which_it_wants_and_how_to_mend_it(tmp_path: Path) -> None:
+    missing = tmp_path / "settings.json"
+    for builder in (build_from_config, build_worker_from_config):
+        with pytest.raises(
+            FileNotFoundError, match=rf"settings_file {missing} does not exist on this node: .*`aifactory up` ran"
+        ):
+            builder({"settings_file": str(missing)})
 
 
 def test_what_is_said_of_a_model_reaches_the_engine_and_serve() -> None:

@@ -1,13 +1,18 @@
 """bench/gateway: what the client reads off the wire, and what the raw lines add up to."""
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.gateway.candidate import Ground, NotHad, served
 from bench.gateway.summary import Line, goals_of, rows_of
 from bench.gateway.table import table
 from bench.gateway.wire import Connection, Exchange, request_bytes
+from bench.gateway.work import work_of
+from serve_app.local.processes import is_alive, record
 
 
 def test_events_get_the_moment_of_their_last_byte() -> None:
@@ -77,3 +82,14 @@ def test_what_a_candidate_adds_is_taken_over_the_engine_beside_it() -> None:
     assert held["start to first answer"] is None  # Ray Serve LLM is missing
     assert [goal.held for goal in goals_of(rows) if "LiteLLM" in goal.what] == [True, True, True]
     assert "| ray | not installed: pip said no |" in table(rows)
+
+
+def test_what_a_dead_server_has_started_is_ended_as_well(tmp_path: Path) -> None:
+    """A worker in a session of its own, whose leader ends before it answers."""
+    pid_file = tmp_path / "pid"
+    worker = "subprocess.Popen(['sleep', '300'], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
+    program = f"import pathlib, subprocess; pathlib.Path({str(pid_file)!r}).write_text(str({worker}.pid))"
+    ground = Ground(work_of("simulated"), tmp_path, tmp_path)
+    with pytest.raises(NotHad, match="ended at its start"), served(ground, "x", "", [sys.executable, "-c", program], 1):
+        pass
+    assert not is_alive(record(int(pid_file.read_text())))

@@ -16,6 +16,7 @@ from serve_app.capacity.report import as_json, text
 from serve_app.capacity.simulation import System
 from serve_app.capacity.study import Findings, Question, study
 from serve_app.capacity.workload import Pace, Workload
+from serve_app.local.capacity import capacity
 
 REPLICA = ReplicaModel(first_s=0.1, first_each_s=0, step_s=0.02, step_each_s=0.005)
 SYSTEM = System(REPLICA, replicas=2, max_ongoing=4)
@@ -48,6 +49,21 @@ def test_a_prediction_alone_names_its_knee_and_its_advice(predicted: Findings) -
     assert f"replicas                {findings.advice.replicas}" in told
     assert "held" in told
     assert "missed" in told
+
+
+def test_a_plan_does_not_overwrite_the_study_that_it_reads(
+    predicted: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    earlier = Path("capacity.json")
+    earlier.write_text(as_json(predicted))
+    capacity(replica=earlier, ttft_p95=1.0, requests=20, plot=False)
+    assert earlier.read_text() == as_json(predicted)
+    assert json.loads(Path("capacity-plan.json").read_text())["replica"] == json.loads(earlier.read_text())["replica"]
+    for out in ("capacity", "./capacity", str(tmp_path / "capacity")):
+        with pytest.raises(RuntimeError, match="would overwrite the study"):
+            capacity(replica=earlier, out=Path(out), plot=False)
+    assert earlier.read_text() == as_json(predicted)
 
 
 def test_prediction_and_measurement_stand_side_by_side(predicted: Findings) -> None:

@@ -70,6 +70,7 @@ def test_no_link_leads_out_of_the_directory(tmp_path: Path) -> None:
         ({"r": 64}, "rank 64, the engine holds up to 16; raise max_lora_rank"),
         ({"r": 0}, "r must be a whole number"),
         ({"r": "4"}, "r must be a whole number"),
+        ({"r": True}, "r must be a whole number"),
         ({"lora_alpha": None}, "lora_alpha a number"),
         ({"use_dora": True}, "use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -85,7 +86,10 @@ def test_a_configuration_that_vllm_cannot_serve_is_refused(tmp_path: Path, confi
     assert (caught.value.param, caught.value.code) == ("model", "adapter_unusable")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "nonsense", "{}", '{"r": 4}'])
+_DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", "{}", '{"r": 4}', _DEEP], ids=lambda text: text[:9])
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     write_adapter(tmp_path / "law")
     (tmp_path / "law" / "adapter_config.json").write_text(text)
@@ -128,7 +132,9 @@ def test_a_file_that_is_cut_or_longer_is_refused(tmp_path: Path, spare: int) -> 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"1234567", b"x" * 1000, (4).to_bytes(8, "little") + b"nope", (2).to_bytes(8, "little") + b"[]"]
+    "content",
+    [b"", b"1234567", b"x" * 1000] + [len(header).to_bytes(8, "little") + header for header in (b"nope", b"[]", _DEEP.encode())],
+    ids=lambda content: content[:12].hex(),
 )
 def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "adapter_model.safetensors"
