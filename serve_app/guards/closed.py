@@ -11,7 +11,7 @@ def words(text: str) -> frozenset[str]:
 # Dropped before two questions are compared: neither presence nor absence changes the answer.
 FREE: Final = words(
     "a an the is are am be been being do does doing have has having got there it that so and please just really actually "
-    "basically simply kindly usually generally typically normally exactly any um uh er erm hmm available currently"
+    "basically simply kindly usually generally typically normally exactly any um uh er erm hmm currently"
 )
 PREPOSITIONS: Final = words("of in at on for")  # may be missing on one side; `to` is one when no verb follows
 # Content all the same (a flight to Rome is none from Rome), but in no dictionary.
@@ -26,7 +26,8 @@ PAST: Final = dict.fromkeys(("was", "were", "did", "had"), "past")
 MODALS: Final = {
     **dict.fromkeys(("can", "could"), "can"),
     **dict.fromkeys(("should", "shall", "ought"), "should"),
-    **dict.fromkeys(("will", "would"), "will"),
+    "will": "will",
+    "would": "would",
     **dict.fromkeys(("may", "might"), "may"),
     "must": "must",
 }
@@ -42,7 +43,7 @@ QUESTION_WORDS |= {
     f"who{detail}": f"who:{detail}"
     for detail in words("team country nation person player company man woman club party band artist author scientist")
 }
-QUESTION_WORDS |= {f"what{detail}": f"what:{detail}" for detail in words("explain list give")}
+QUESTION_WORDS |= {f"what{detail}": f"what:{detail}" for detail in words("explain list give name do")}
 SUBJECTS: Final = {"i": "1", "me": "1", "we": "1p", "us": "1p", "you": "2"}  # may be missing on one side (passive voice)
 PERSONS: Final = {
     **dict.fromkeys(("my", "mine", "myself"), "1'"),

@@ -3,6 +3,9 @@
 import re
 from typing import Final
 
+from serve_app.guards.closed import LITERAL, words
+from serve_app.guards.lexicon import past_form
+
 PUNCTUATION: Final = " .,;:!?-"
 _FRAMES: Final = 6  # openings or closings taken off at most
 _LONGEST_CLOSING: Final = 40  # characters
@@ -17,9 +20,23 @@ _REQUESTS: Final = (
 )
 _HELLO: Final = (
     r"(?:hi|hello|hey|hiya|howdy|greetings)(?: (?:there|team|all|everyone|guys|folks|assistant|bot|ai|buddy|friend))?|"
-    r"dear (?:team|assistant|all)|"
-    r"good (?:morning|afternoon|evening|day)|sorry to bother you|excuse me|just wondering|just curious|by the way|btw|"
+    r"dear (?:team|assistant|all)|good (?:morning|afternoon|evening|day)"
+)
+_FILLER: Final = (
+    r"sorry to bother you|excuse me|just wondering|just curious|by the way|btw|"
     r"so|ok|okay|yeah|um|uh|er|erm|hmm|please|pls|plz|kindly"
+)
+# Hello in Japanese, please or thank you, the meaning of OK: there they are what is asked about.
+_ABOUT_IT: Final = (
+    r"(?![\s,.:!-]*(?:in|into|as|is|or|and|vs|versus|by|for|means?|meaning|definition|synonyms?|translation|lyrics)\b)"
+)
+_LANGUAGES: Final = (
+    r"(?:english|french|german|spanish|italian|portuguese|dutch|latin|greek|russian|polish|czech|hungarian|turkish|arabic|hebrew|"
+    r"persian|farsi|hindi|urdu|bengali|chinese|mandarin|cantonese|japanese|korean|thai|vietnamese|indonesian|malay|tagalog|swahili|"
+    r"swedish|norwegian|danish|finnish|icelandic|irish|welsh|gaelic|ukrainian|romanian|hawaiian|sign language|asl)"
+)
+_ABOUT_WORDS: Final = re.compile(
+    rf"\b(?:{'|'.join(sorted(LITERAL))}|say|says|saying|said|phrase|sentence|(?:in|to|into) {_LANGUAGES})\b", re.IGNORECASE
 )
 # Also ordinary words ("evening classes", "right knee"): a greeting only before a mark.
 _INTERJECTION: Final = (
@@ -34,7 +51,8 @@ _IF: Final = r"(?: (?:if|whether)(?= ))?"  # do you know if it rains - does it r
 _ASKING: Final = (
     rf"(?:can|could|would|will) {_YOU} {_POLITELY}(?:tell|explain to|inform|show|let) me(?: know)?{_NEXT}{_IF}|"
     rf"{_POLITELY}(?:tell me|let me know){_NEXT}{_IF}|"
-    rf"(?:do|does|did|would) {_YOU} (?:happen to )?(?:know|have any idea|remember)(?:{_NEXT}|(?= the )){_IF}|"
+    rf"(?:do|does|did|would) {_YOU} (?:happen to )?(?:know|have any idea|remember){_NEXT}{_IF}|"
+    rf"(?:do|does) {_YOU} (?:happen to )?know(?= the )|"
     rf"any idea(?: (?=if |whether )){_IF}|any idea|any chance {_YOU} (?:can|could)|is there any chance {_YOU} (?:can|could)|"
     rf"i (?:would|'d|d) (?:like|love) to (?:know|ask|hear){_IF}|i'd (?:like|love) to (?:know|ask|hear){_IF}|"
     rf"i (?:want|need|wanted) to (?:know|ask){_IF}|"
@@ -49,36 +67,58 @@ _ASKING: Final = (
     r"(?:i(?: would|'d) (?:really )?(?:appreciate it|be (?:very |so )?(?:grateful|happy|glad)|love it)|"
     r"it would be (?:great|nice|helpful|good)) if you (?:could|would|can)|"
     r"(?:would|do) you mind(?= \w+ing\b)|"
-    rf"(?:can|could|would|will) {_YOU} {_POLITELY}(?={_REQUESTS}\b)|(?:could|would) {_YOU} (?:please|kindly)|"
+    rf"(?:can|could|would|will) (?:you|u) {_POLITELY}(?={_REQUESTS}\b)|(?:could|would) {_YOU} (?:please|kindly)|"
+    rf"(?:can|could|would|will) {_YOU} {_POLITELY}(?=(?:explain|recommend|suggest|clarify|(?:give|show|tell|help) me)\b)|"
     rf"(?:can|could|would) {_YOU} help me(?: to)?(?= {_REQUESTS}\b)|help me(?: to)?(?= {_REQUESTS}\b)|"
     rf"(?:can|could) {_YOU} (?:please )?help me understand(?= {_ASKED})|help me understand(?= {_ASKED})"
 )
 _MARKS: Final = r"\s*[,.:;!?–—-][\s,.:;!?–—-]*"
 _OPENING: Final = re.compile(
-    rf"\s*(?:(?:{_HELLO})\b(?!-)[\s,.:!–—-]*(?=\S)|(?:{_INTERJECTION})(?:{_MARKS}|\s+(?={_ASKED}))(?=\S)|(?:{_ASKING})[\s,:;–—-]*)",
+    rf"\s*(?:(?:{_HELLO})(?:\s*[,.:!–—-][\s,.:!–—-]*|\s+(?={_ASKED}|{_REQUESTS}\b|{_FILLER}\b|(?:i|we|my|any|tell)\b))(?=\S){_ABOUT_IT}|"
+    rf"(?:{_FILLER})\b(?!-){_ABOUT_IT}[\s,.:!–—-]*(?=\S)|"
+    rf"(?:{_INTERJECTION})(?:{_MARKS}|\s+(?={_ASKED}))(?=\S)|(?:{_ASKING})[\s,:;–—-]*)",
     re.IGNORECASE,
 )
+_THANKS: Final = (
+    r"(?:thanks(?: a lot| so much| very much| in advance)?|many thanks|thank you(?: so much| very much| in advance)?|"
+    r"please(?: help(?: me)?)?|pls|plz)"
+)
 _CLOSING: Final = re.compile(
-    r"\b(?:thanks(?: a lot| so much| very much| in advance)?|many thanks|thank you(?: so much| very much| in advance)?|"
-    r"thx|ty|cheers|please|pls|plz|kindly|much appreciated|if you can|if possible|if you don't mind|if you know|"
-    r"please help(?: me)?|any help(?: is| would be)? (?:much |greatly )?appreciated|any ideas|any tips|"
-    r"exactly|again|anyway|"
+    rf"(?:(?<=[,.;!?])| -) *(?:{_THANKS}|thx|ty|cheers|kindly|much appreciated|if you can|if possible|if you don't mind|"
+    r"if you know|any help(?: is| would be)? (?:much |greatly )?appreciated|any ideas|any tips|"
     r"i wonder|i'm curious|just curious|by the way|btw)$",
     re.IGNORECASE,
+)
+_BARE_CLOSING: Final = re.compile(rf"(?<![\w'-])([\w']{{1,40}}) {_THANKS}$")  # in small letters: who wrote Please?
+_GREETED_CLOSING: Final = re.compile(rf"(?<![\w'-])([\w']{{1,40}}) {_THANKS}$", re.IGNORECASE)
+_BELONGING: Final = words(
+    "to of is are was a an the for and or my your his her their with without by in on as not no use using from like than word "
+    "sing sings sang sung sign signs write writes type typing mean means hear hate spell reply"
 )
 
 
 def unframed(text: str) -> str:
     """The question without its frame; never empty unless the text is."""
+    greeted = False
     for _ in range(_FRAMES):
         opening = _OPENING.match(text)
         if opening is None or opening.end() >= len(text):
             break
-        text = text[opening.end() :].lstrip(PUNCTUATION)
+        text, greeted = text[opening.end() :].lstrip(PUNCTUATION), True
     for _ in range(_FRAMES):
         bare = text.rstrip(PUNCTUATION)
-        closing = _CLOSING.search(bare, max(0, len(bare) - _LONGEST_CLOSING))
-        if closing is None or closing.start() == 0:
+        start = _closing(bare, greeted=greeted)
+        if start == 0 or _ABOUT_WORDS.search(text):
             break
-        text = bare[: closing.start()]
+        text = bare[:start]
     return text
+
+
+def _closing(bare: str, *, greeted: bool) -> int:
+    """Where the thanks begin with which it ends, 0 if it ends with none."""
+    marked = _CLOSING.search(bare, max(0, len(bare) - _LONGEST_CLOSING))
+    if marked is not None:
+        return marked.start()
+    found = (_GREETED_CLOSING if greeted else _BARE_CLOSING).search(bare, max(0, len(bare) - 2 * _LONGEST_CLOSING))
+    belongs = found is None or found[1].lower() in _BELONGING or past_form(found[1].lower())  # who sang thank you?
+    return 0 if found is None or belongs else found.end(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from serve_app.guards.closed import FREE, QUESTION_WORDS, RELATIONS
-from serve_app.guards.synonyms import PARTNERS
+from serve_app.guards.synonyms import APART, PARTNERS
 
 _FILE: Final = Path(__file__).with_name("english.txt.gz")
 _SHORTEST_TYPO: Final = 6  # letters; shorter words have too many neighbours
@@ -117,6 +117,8 @@ def past_form(word: str) -> bool:
 def same_meaning(left: str, right: str) -> bool:
     """Whether two words are one word in another form or spelling, or synonyms in their main sense."""
     left, right = lemma(left), lemma(right)
+    if frozenset((left, right)) in APART:
+        return False
     if left == right or right in PARTNERS.get(left, ()) or _in(right, lexicon().synonyms.get(left, "")):
         return True
     one, other = _compared(left), _compared(right)

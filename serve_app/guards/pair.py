@@ -62,6 +62,8 @@ class Pair:
             return same_question(asked.key, stored.key)
         if _agreement(asked, self.stored, stored.low) or _agreement(stored, self.asked, asked.low):
             return True
+        if asked.low != stored.low and (asked.at in self.asked.stopped or stored.at in self.stored.stopped):
+            return False  # stop to rest, stop resting
         if past_form(asked.low) != past_form(stored.low):
             past, other, side = (asked, stored, self.asked) if past_form(asked.low) else (stored, asked, self.stored)
             # "Who starts it?" is not "Who started it?", but "is needed" answers to "need", and "is cooked" to no "is cooking".
@@ -105,12 +107,15 @@ def same_question(left: str, right: str) -> bool:
     if left == right or frozenset((left, right)) in _SAME_QUESTIONS:
         return True
     (one, _, detail), (other, _, further) = left.partition(":"), right.partition(":")
-    return one == other != "what" and not (detail and further)
+    return one == other and not (detail and further) and (detail or further) in _SAID_ANYWAY.get(one, ())
 
 
+# "Who" asks for a person, but may ask for a party; "where" may want a street, and "when" an hour.
+_SAID_ANYWAY: Final = {"when": ("year", "date"), "who": ("person", "man", "woman")}
 # What are the planets, list the planets, give me the planets; but "Tell me a joke" does not ask what a joke is.
 _SAME_QUESTIONS: Final = {
     *(frozenset(("what", other)) for other in ("what:list", "what:explain", "what:-")),
+    *(frozenset(("what:name", other)) for other in ("what:list", "what:give", "what:-")),
     *(frozenset(("what:-", other)) for other in ("what:list", "what:explain", "what:give")),
     frozenset(("what:list", "what:give")),
 }

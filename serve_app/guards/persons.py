@@ -6,7 +6,9 @@ from serve_app.guards.closed import words
 from serve_app.guards.guard import Guard
 from serve_app.guards.pair import Pair
 
-_OWN: Final = words("find get know check see track choose pick buy rent look locate many much")
+_OWN: Final = words(
+    "make open keep leave adopt start join find get know check see track choose pick buy rent look locate many much"
+)
 
 
 class Persons(Guard):

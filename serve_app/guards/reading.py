@@ -132,6 +132,12 @@ class Reading:
         return frozenset(word.at for verb, to, word in triples if to.low == "to" and lemma(verb.low) not in _STOPPING)
 
     @cached_property
+    def stopped(self) -> frozenset[int]:
+        """Where the verbs begin that have `to` before them and say something else than -ing would: stop to talk."""
+        triples = zip(self.words, self.words[1:], self.words[2:], strict=False)
+        return frozenset(word.at for verb, to, word in triples if to.low == "to" and lemma(verb.low) in _STOPPING)
+
+    @cached_property
     def chunks(self) -> list[str]:
         """Stretches with symbols in them, as written."""
         return [chunk.rstrip(PUNCTUATION) for chunk in self.core.split() if _SYMBOL.search(chunk)]

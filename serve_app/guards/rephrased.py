@@ -3,27 +3,23 @@
 import re
 from typing import Final, NamedTuple
 
-from serve_app.guards.lexicon import gerund_of, lemma, past_form
+from serve_app.guards.lexicon import gerund_of, lemma
 
 _LONGEST: Final = 400  # characters; longer texts are compared word by word anyway
 _PEOPLE: Final = r"(?:i|you|u|we|one|people|someone|somebody|anyone)"
-_NO_PERSON: Final = r"(?!.*\b(?:my|mine|me|our|us|your|yours|you|i)\b)"  # then "you" is anybody
-# Of these "you" is the one who is asked.
-_SELF: Final = (
-    r"(?!(?:feel|think|know|like|love|hate|work|function|compare|remember|speak|see|hear|understand|believe|live|sleep|do|look|"
-    r"help|talk|say|want|read|access|answer)\b)"
-)
+_ONE: Final = r"(?:one|someone)"  # "you" may be the one who is asked, "people" do what I do not
+_NO_PERSON: Final = r"(?!.*\b(?:my|mine|me|our|us|your|yours|you|i)\b)"
 _ASKED: Final = r"(?=(?:how|what|why|when|where|who|which|whether)\b)"
 _PLACE: Final = r"(country|city|state|town|continent|region|county|province)"
 _DONE: Final = r"(?=\w+ed\b|(?:won|wrote|made|built|sang|led|began|became|beat|lost|held|took|found|drew|flew|ran|has|had)\b)"
 _END: Final = r"\W*$"
 _MAKERS: Final = {
     "author": "wrote", "writer": "wrote", "inventor": "invented", "founder": "founded", "discoverer": "discovered",
-    "composer": "composed", "painter": "painted", "creator": "created", "designer": "designed", "director": "directed",
+    "composer": "composed", "painter": "painted", "creator": "created",
     "winner": "won", "builder": "built", "developer": "developed",
 }  # fmt: skip
 _MEASURES: Final = {
-    "tall": "height", "high": "height", "old": "age", "deep": "depth", "wide": "width", "heavy": "weight", "big": "size",
+    "tall": "height", "old": "age", "deep": "depth", "wide": "width", "heavy": "weight", "big": "size",
     "large": "size", "fast": "speed", "quickly": "speed",
 }  # fmt: skip
 _SHORT: Final = {
@@ -47,7 +43,24 @@ _PIECE: Final = (
     r"(?:an? |some |the )"
     r"(?:list|recipe|summary|explanation|example|overview|definition|description|tips|ideas|advice|information)\b"
 )
+_MOST: Final = r"(?!(?:inter|for|gu|w|t|r|requ|qu|n|ch|harv|prot|cont|arr|ea?)est\b)\w+est|most \w+"
 _SOME: Final = r"(?:some |a few |a couple of )"
+_OWN: Final = r"(?!(?:my|our|your|his|her|their|its|this|that|it|him|them|me|us)\b)"  # list my car, name my car
+_LISTING: Final = rf"(?:(?:list|listing|name|naming) (?!of\b)|{_GIVE} (?:me|us)(?: with)? ){_NO_SINGLE}{_OWN}"
+# Name some mammals is not: what are mammals?
+_MEMBERS: Final = (
+    r"(?=the |(?:side |main |common |early )*(?:symptoms|signs|causes|types|kinds|benefits|effects|uses|ingredients|advantages|"
+    r"disadvantages|examples|pros|risks|reasons|stages|features|synonyms|antonyms) (?:of|for) )"
+)
+_TO_SITE: Final = r"(?=\W*$| (?:to|with|as|from|for|of|again)\b)"
+# How much is a gallon?
+_AMOUNTS: Final = (
+    r"(?!(?:an? |one )?(?:gallon|pint|cup|ounce|pound|quart|ton|tonne|stone|dozen|gram|kilo|mile|acre|inch|foot|yard|"
+    r"lit(?:er|re)|pinch|dash|serving|shot|mole)\b)"
+)
+_THERE: Final = r"(?= (?:for|on|in|at)\b|\W*$)"
+_DEEP: Final = r"(?!(?:life|love|death|existence|being|suffering|pain|christmas|easter|halloween|thanksgiving|ramadan|home)\b)"
+_HAD: Final = r"(?:effects?|symptoms?|benefits?|(?:dis)?advantages?|features?|population|capital|currency|shape|colou?r)"
 _EXPLAIN: Final = (
     r"explain(?:ing)?|(?:tell|teach)(?:ing)? (?:me|us)(?: more| a bit| a little| something)? about|"
     r"what can you tell (?:me|us) about|"
@@ -74,22 +87,24 @@ _ANYWHERE: Final = _compiled(
     ("gonna", r"\bgonna\b", "going to"),
     ("u ", r"\bu\b(?= )", "you"),
     ("the ", r"\bthe (?:different|various) (?=(?:type|kind|sort|way|part|method|stage|form)s\b)", "the "),
-    ("in the ", r"\b(\w+est|most \w+)((?: \w+){1,2}) in the world\b", r"\1\2"),
-    ("on earth", r"\b(\w+est|most \w+)((?: \w+){1,2}) on earth\b", r"\1\2"),
+    ("in the ", rf"\b({_MOST})((?: \w+){{1,2}}) in the world\b", r"\1\2"),
+    ("on earth", rf"\b({_MOST})((?: \w+){{1,2}}) on earth\b", r"\1\2"),
     ("the world's", r"\bthe world's (?=\w+est\b|most\b)", "the "),
     (" on", r"\b(?:turn|switch) on\b", "enable"),
     (" off", r"\b(?:turn|switch) off\b", "disable"),
     ("deactivate", r"\bdeactivate\b", "disable"),
     ("activate", r"\bactivate\b", "enable"),
-    ("log", r"\blog ?-?(?:in to|into|onto|in|on)\b", "login"),
-    ("log", r"\blog ?-?(?:out|off)\b", "logout"),
-    ("sign", r"\bsign ?-?(?:in to|into|onto|in|on)\b", "login"),
-    ("sign", r"\bsign ?-?(?:out|off)\b", "logout"),
-    ("sign", r"\bsign(?:ing)? up\b", "register"),
+    ("log", r"\blog ?-?(?:(?:in|on) to|into|onto)\b", "login"),
+    ("log", rf"\blog ?-?(?:in|on)\b{_TO_SITE}", "login"),
+    ("log", rf"\blog ?-?(?:out|off)\b{_TO_SITE}", "logout"),
+    ("sign", r"\bsign ?-?(?:in to|into)\b", "login"),
+    ("sign", rf"\bsign ?-?in\b{_TO_SITE}", "login"),
+    ("sign", rf"\bsign ?-?out\b{_TO_SITE}", "logout"),
+    ("sign", rf"\bsign(?:ing)? up\b{_TO_SITE}", "register"),
     ("in touch", r"\b(?:get|getting|be) in touch with\b", "contact"),
     ("rid of", r"\bget rid of\b", "remove"),
     ("mix", r"\b(mix|mixing) (\w+(?: \w+)?) with\b", r"\1 \2 and"),
-    ("max", r"\bmax\b", "maximum"),
+    ("max", r"(?-i:\bmax\b)", "maximum"),
     ("min", r"(?<!\d)(?<!\d )\bmin\b", "minimum"),
     ("in order to", r"\bin order to\b", "to"),
     ("", r" (?:per|each|every) (day|week|month|year|hour)(?=\W*$)", r" a \1"),
@@ -97,7 +112,8 @@ _ANYWHERE: Final = _compiled(
     ("exactly", r"\b(how|what|why|when|where|who|which) exactly\b", r"\1"),
     ("capital city", r"\bcapital city\b", "capital"),
     ("how much time", r"\bhow much time\b", "how long"),
-    ("is it ", r"\bis it (?:possible|ok|okay|allowed|permitted) (?:for me )?to\b", "can I"),
+    ("is it ", r"\bis it (?:allowed|permitted) (?:for me )?to\b", "can I"),
+    ("okay", r"\bis it okay\b", "is it ok"),
     ("v", r"(?<=[a-z])(?:,? (?:versus|vs\.?|v\.?s\.?)) (?=\w)", " and "),
 )
 # In this order: a later one may find what an earlier one leaves.
@@ -119,37 +135,38 @@ _AT_START: Final = _compiled(
     ("", rf"(?:{_EXPLAIN})(?: to (?:me|us))?,?:? (?=\w)", "whatexplain "),
     ("list of", rf"(?:list|name|{_GIVE} (?:me|us)(?: with)?) (?:out )?(?:the |a )?list of (?=\w)", "whatlist "),
     (" a", rf"{_GIVE} (?:me|us)(?: with)? (?=an? (?!few\b|couple\b|summary\b))", "whatgive "),
-    ("", rf"(?:(?:list|listing|name|naming) (?!of\b)|{_GIVE} (?:me|us)(?: with)? {_NO_SINGLE}){_SOME}?(?=\w)", "whatlist "),
+    ("", rf"{_LISTING}{_SOME}?{_MEMBERS}", "whatlist "),
+    ("", rf"{_LISTING}{_SOME}?(?=\w)", "whatname "),
     ("", rf"(what are|suggest|recommend|share|find|write)(?: me)? {_SOME}(?=\w)", r"\1 "),
     ("summary of", r"(?:give (?:me|us)|write|provide) (?:me )?(?:a|the) summary of (?=\w)", "summarize "),
     (" into ", r"translate (.+) into (?=\w)", r"translate \1 to "),
     # anybody
-    ("how ", rf"how (?:do|does|can|could|should|would) (?:you|u|we|one|people|someone) {_SELF}(?=\w+){_NO_PERSON}", "how do I "),
+    ("how ", rf"how (?:do|does|can|could|should|would) {_ONE} (?=\w+){_NO_PERSON}", "how do I "),
     ("how ", r"how (?:do|would|can|should|could) i (?:go about|best) (?=\w)", "how do I "),
     ("how ", r"how (?:might|may|would) i (?=\w)", "how do I "),
-    ("", rf"(can|should|must) (?:you|u|we|one|people) {_SELF}(?=\w+){_NO_PERSON}", r"\1 I "),
-    ("", rf"(what|when|where|why|which \w+) (can|should|must) (?:you|u|we|one|people) {_SELF}{_NO_PERSON}", r"\1 \2 I "),
-    (" do ", rf"((?:wh\w+|how)(?: \w+)*?) do (?:you|u|we|one|people) (?=need|have to){_NO_PERSON}", r"\1 do I "),
-    (" to ", r"(?:am i|are we|are you|is one) (?:able|allowed|permitted) to (?=\w)", "can I "),
-    (" to ", r"(?:is|are) (?!it\b|there\b)((?:\w+ ){1,3}?)(?:allowed|permitted) to (?=\w)", r"can \1"),
+    ("", rf"(can|should|must) one (?=\w+){_NO_PERSON}", r"\1 I "),
+    ("", rf"(what|when|where|why|which \w+) (can|should|must) one {_NO_PERSON}", r"\1 \2 I "),
+    (" does one ", rf"((?:wh\w+|how)(?: \w+)*?) does one (?=need|have to){_NO_PERSON}", r"\1 do I "),
+    (" to ", r"(?:am i|is one) (?:allowed|permitted) to (?=\w)", "can I "),
     ("ed ", r"(?:is|are) (?!it\b|there\b)(?:an? )?((?:\w+ ){1,3}?)(?:needed|required) (?=to|for|in)", r"do I need \1"),
     ("need to", r"what do i need to (?=(?:pack|bring|know|do|wear|take|eat|check|say|include|carry)\b)", "what should I "),
     (" tell ", r"how (?:can|do) i tell (?:if|whether) (?=\w)", "how do I know if "),
     (" whether ", r"how (?:can|do) i know whether (?=\w)", "how do I know if "),
     ("may i ", r"may i (?=\w)", "can I "),
-    (" way ", r"is there (?:a|any) way (?:for (?:me|us) )?to (?=\w)", "can I "),
+    (" way ", r"is there (?:a|any) way (?:for (?:me|us) )?to (?=\w)", "is it possible to "),
     ("do i ", r"do i (?:have|need) to (?=\w)", "must I "),
     ("do i ", r"((?:when|where|why|how (?:much|many|long|often))(?: \w+){0,2}) do i (?:have|need) to (?=\w)", r"\1 must I "),
-    ("ed to", r"am i (?:required|obliged) to (?=\w)", "must I "),
-    ("is it ", r"is it (?:necessary|required|mandatory|compulsory)(?: for me)? to (?=\w)", "must I "),
+    ("ed to", r"am i (?:required|obliged) to (?=\w)", "is it required to "),
+    ("is it ", r"is it necessary(?: for me)? to (?=\w)", "must I "),
     # manner
     ("ways to", r"(?:what are )?(?:some |the )?ways to (?=\w)", "how do I "),
     ("what", rf"what(?: is|'s) (?:the|a) (?:(?:best|right|proper|correct) )?{_WAY} (?:to|of|for) (?=\w)", "how to "),
-    ("what ", r"what (?:is|are) the (?:steps?|procedure|process|instructions) (?:to|for|of) (?=\w+)", "how do I "),
+    ("what ", r"what (?:is|are) the (?:steps?|procedure|process|instructions) (?:to|for) (?=\w+)", "how do I "),
     (" i ", r"what (?:can|should|must|do) i (?:need to |have to )?do (?:in order )?to (?=\w)", "how do I "),
     # time, place, person, reason
     (" be", rf"when will (.+) be{_END}", r"when is \1"),
     ("what causes ", r"what causes (.+) to (?=\w)", r"why does \1 "),
+    ("what time ", rf"(?:at )?what time (does|do|is|will) (.+?) (open|close|start|begin)s?{_THERE}", r"when \1 \2 \3"),
     ("", rf"(?:in |on |at )?(?:what|which) (year|date|month|day|time) {_AUXILIARY}", r"when\1 "),
     ("time in", r"what is the (?:current )?time (?=in\b)", "whentime is it "),
     ("what is the", r"what is (?=the (?:\w+ )?(?:time|date|deadline)\b)", "when is "),
@@ -166,47 +183,47 @@ _AT_START: Final = _compiled(
     ("how come", r"how come (?=\w)", "why "),
     ("reason", r"(?:for )?what reasons? (?=(?:do|does|did|is|are|was|were)\b)", "why "),
     ("reason", r"what is the reason (?!(?:for|of|to|behind|in|is)\b)(?:why |that )?(?=\w)", "why "),
-    ("what makes ", r"what makes (?=\S+ \S)", "why is "),
     ("what caused ", r"what caused (?=\w)", "what was the cause of "),
     ("what causes ", r"what causes (?=\w)", "what is the cause of "),
     # measures
-    ("how long ", rf"how long (?:does|do) (?!it\b)(.+?) (?:take|last){_END}", r"what is the length of \1"),
     ("how long ", r"how long (is|are|was|were) (?=\w)", r"what length \1 "),
     (" cost", r"(?:how much|what) (?:does|do|would|will) (.+?) cost\b", r"what price of \1"),
-    ("how ", r"how (?:expensive|much) (is|are) (?=\w)", r"what \1 the price of "),
+    ("how ", rf"how (?:expensive|much) (is|are) {_AMOUNTS}(?=\w)", r"what \1 the price of "),
     (" weigh", rf"how much (?:does|do) (.+?) weigh{_END}", r"what is the weight of \1"),
     ("how many people", r"how many people live in (?=\w)", "what is the population of "),
     ("how far ", r"how far (?:is|are) (?:it )?(?:from )?(.+?) (?:to|from) (?=\w)", r"what the distance between \1 and "),
     ("distance from ", r"(?:what is )?the distance from (.+?) to (?=\w)", r"what the distance between \1 and "),
     # meaning, purpose, difference
     (" mean", rf"what (?:does|do) (?:the (?:word|term) )?(.+?) mean{_END}", r"what is the meaning of \1"),
-    ("", r"(?:what is meant by|define) (?:the (?:word|term) )?(?=\w)", "what is the meaning of "),
-    ("of ", r"(?:what is the )?(?:definition|meaning) of (?:the (?:word|term) )?(?=\w)", "what is the meaning of "),
+    ("", rf"(?:what is meant by|define) (?:the (?:word|term) )?{_DEEP}(?=\w)", "what is the meaning of "),
+    ("of ", rf"(?:what is the )?definition of (?:the (?:word|term) )?{_DEEP}(?=\w)", "what is the meaning of "),
+    ("of ", r"(?:what is the )?meaning of (?:the (?:word|term) )?(?=\w)", "what is the meaning of "),
     (" means", rf"what (?:the (?:word|term) )?(.+?) means{_END}", r"what is the meaning of \1"),
     (" for", rf"what (?:is|are) (.+?) (?:short|an abbreviation) for{_END}", r"what does \1 stand for"),
-    (" for", rf"what (?:is|are) (.+?) (?:used |good |needed )?for{_END}", r"what is the purpose of \1"),
+    (" for", rf"what (?:is|are) (.+?) (?:used )?for{_END}", r"what is the purpose of \1"),
     (" for", rf"what (?:do|can) {_PEOPLE} use (.+?) for{_END}", r"what is the purpose of \1"),
-    ("what is the ", r"what is the (?:use|function) of (?=\w)", "what is the purpose of "),
+    ("what is the ", r"what is the use of (?=\w)", "what is the purpose of "),
     (" differ", r"how (?:does|do) (.+?) differ from (?=\w)", r"what is the difference between \1 and "),
     (" differ", r"how (?:is|are) (.+?) different (?:from|than|to) (?=\w)", r"what is the difference between \1 and "),
     (" differ", rf"how (?:do|are) (.+? and .+?) (?:differ|different){_END}", r"what is the difference between \1"),
     (" from ", r"what (?:distinguishes|differentiates) (.+?) from (?=\w)", r"what is the difference between \1 and "),
     ("compare ", r"compare (.+?) (?:with|to|against) (?=\w)", r"compare \1 and "),
     # nouns and verbs
-    (" do", rf"what (?:does|do) (.+?) do{_END}", r"what is the purpose of \1"),
-    (" do", rf"what (?!do)(.+?) (?:does|do){_END}", r"what is the purpose of \1"),
-    (" call ", r"what (?:do|would) (?:you|we|people|i) call (?=\w)", "what is the name of "),
+    (" do", rf"what (does|do|did) (.+?) do{_END}", r"whatdo \1 \2"),
+    (" do", rf"what (?!do)(.+?) (does|do){_END}", r"whatdo \2 \1"),
+    (" call ", r"what do (?:you|we) call (?=an? )", "what is the name of "),
     (" or ", rf"(?:which|what)(?: one)? is ((?:more )?\w+)[,:] (.+? or .+?){_END}", r"is \2 \1"),
     ("", rf"(?:is|are) (.+?) (?:the )?({_ALIKE}) (.+?){_END}", r"are \1 and \3 \2"),
-    (" have", rf"what ((?:\w+ ){{1,2}}?)(?:does|do|can) (.+?) have{_END}", r"what is the \1of \2"),
-    (" cause", rf"what ((?:\w+ ){{1,2}}?)(?:does|do|can) (.+?) cause{_END}", r"what is the \1of \2"),
+    (" have", rf"what ((?:\w+ )?{_HAD} )(?:does|do) (.+?) have{_END}", r"what is the \1of \2"),
+    (" cause", rf"what ((?:\w+ )?(?:effects?|symptoms?) )(?:does|do|can) (.+?) cause{_END}", r"what is the \1of \2"),
     ("ed", rf"what (?:is|are) (.+?) (?:called|named){_END}", r"what is the name of \1"),
     ("t", r"(?:which|what) (\w+(?: \w+){0,4}?) (is|are|was|were) (?:the )?(best|worst|most \w+|\w+est)\b", r"what \2 the \3 \1"),
 )  # fmt: skip
 _MAKER: Final = re.compile(
     rf"who (?:is|was|are|were) the (?:original )?({'|'.join(_MAKERS)})s? (?:of|behind) (?=\w)", re.IGNORECASE
 )
-_DONE_TO: Final = re.compile(rf"how (?:is|are) (.+?) (\w+){_END}", re.IGNORECASE)
+# How money is made and how teachers are paid is not what I do.
+_DONE_TO: Final = re.compile(rf"how (?:is|are) (.+?) (calculated|computed|measured|cooked){_END}", re.IGNORECASE)
 _DOING: Final = re.compile(
     rf"is (\w+ing) (.+) (safe|unsafe|dangerous|bad|good|legal|illegal|allowed|(?:un)?healthy|harmful|hard)((?: for \w+)?){_END}",
     re.IGNORECASE,
@@ -235,7 +252,7 @@ def rephrased(core: str) -> str:
     if doing is not None and gerund_of(doing[1].lower()) != doing[1].lower():
         core = f"is it {doing[3]} to {gerund_of(doing[1].lower())} {doing[2]}{doing[4]}"
     done = _DONE_TO.match(core)
-    if done is not None and past_form(done[2].lower()):
+    if done is not None:
         core = f"how do I {lemma(done[2].lower())} {done[1]}"
     maker = _MAKER.match(core)
     if maker is not None:

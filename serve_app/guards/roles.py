@@ -4,8 +4,9 @@ import re
 from itertools import pairwise, product
 from typing import Final
 
-from serve_app.guards.closed import words
+from serve_app.guards.closed import COPULAS, words
 from serve_app.guards.guard import Guard
+from serve_app.guards.lexicon import lemma
 from serve_app.guards.pair import Pair
 from serve_app.guards.reading import Reading
 
@@ -16,6 +17,13 @@ _ORDERED: Final = words(
     "ratio rate respectively divide divided subtract minus then order quotient convert odds translate before after"
 )
 
+# With these verbs a preposition is a part of the word: get in, look for, check in, call in.
+_PHRASAL: Final = {
+    "in": words("get call run turn check log sign fill hand take break stand move pass come put go"),
+    "on": words("get call run turn check log sign hand take move pass put go"),
+    "at": words("get call look"),
+    "for": words("look run ask search shop go"),
+}
 _DIRECTIONS: Final = words("to from into with by about through via")
 
 
@@ -28,8 +36,10 @@ class Roles(Guard):
         """See Guard."""
         if pair.asked.passive != pair.stored.passive and not _impersonal(pair):
             return "other voice"
-        if pair.asked.owns != pair.stored.owns and pair.asked.keys("subject", "person") and pair.stored.keys("subject", "person"):
+        if pair.asked.owns != pair.stored.owns and (_persons(pair) or _plain(pair)):
             return "one has what the other is"
+        if _bound(pair.asked) != _bound(pair.stored):
+            return "other relations"
         asked, stored = pair.sequences
         if sorted(asked) != sorted(stored):
             return None  # not this rule's business: order says nothing about different words
@@ -43,6 +53,28 @@ class Roles(Guard):
         if (ours - theirs == {"of"} and _inside(pair.stored)) or (theirs - ours == {"of"} and _inside(pair.asked)):
             return None
         return "other relations" if ours - theirs and theirs - ours else None
+
+
+def _persons(pair: Pair) -> bool:
+    return all(side.keys("subject", "person") for side in (pair.asked, pair.stored))
+
+
+def _plain(pair: Pair) -> bool:
+    """Does it have a bank? - Is it a bank? But: is there a bank, what are the sides of it."""
+    sides = (pair.asked, pair.stored)
+    return not any(side.keys("preposition") or any(w.low == "there" for w in side.words) for side in sides)
+
+
+def _bound(text: Reading) -> list[str]:
+    """The prepositions that cannot be left out: what is in it is not what it is, and who gets in a car gets none."""
+    said = [w for w in text.words if w.low != "there"]
+    triples = zip((None, *said), said, said[1:], strict=False)
+    return sorted(
+        word.low
+        for first, verb, word in triples
+        if word.low in _PHRASAL
+        and (lemma(verb.low) in _PHRASAL[word.low] or (verb.low in COPULAS and first is not None and first.kind == "question"))
+    )
 
 
 def _inside(text: Reading) -> bool:

@@ -135,7 +135,7 @@ def test_what_is_kept_apart_and_by_which_rule(name: str, left: str, right: str) 
         ("Pros and cons of solar panels", "pros & cons of solar panels"),
         ("What is the difference between RAM and ROM?", "How does ROM differ from RAM?"),
         ("Is tea or coffee healthier?", "Is coffee or tea healthier?"),
-        ("How do I boil an egg?", "How do you boil an egg?"),
+        ("How do I boil an egg?", "How does one boil an egg?"),
         ("How do I reset my password?", "How can one reset a password?"),
         ("When did the Titanic sink?", "In what year did the Titanic sink?"),
         ("How long does it take?", "How much time does it take?"),
