@@ -140,7 +140,7 @@ class GroupCommitEventLog(PostgresEventLogStorage):
         if self._closed or kind in _ENDS or kind in ASSET_EVENTS or kind in ASSET_CHECK_EVENTS:
             self._store_now(event, kind)
         else:
-            self._store_behind(event)
+            self._store_behind(event, hurry=kind is DagsterEventType.STEP_SUCCESS)
         if kind in EVENT_TYPE_TO_PIPELINE_RUN_STATUS:
             self._runs.handle_run_event(event.run_id, event.get_dagster_event(), datetime.fromtimestamp(event.timestamp, UTC))
 
@@ -155,13 +155,15 @@ class GroupCommitEventLog(PostgresEventLogStorage):
         else:
             super().store_event(event)  # which tells the catalogue of assets
 
-    def _store_behind(self, event: EventLogEntry) -> None:
+    def _store_behind(self, event: EventLogEntry, *, hurry: bool) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._waiting) < _BUFFER_EVENTS, _WAIT_S):
                 raise TimeoutError(f"Dagster's event log took no event for {_WAIT_S:.0f} s: is Postgres away?")
             self._waiting.append(event)
             self._taken += 1
-            if len(self._waiting) == 1:
+            if hurry:  # should this process be killed, the step is not executed again
+                self._wanted = self._taken
+            if hurry or len(self._waiting) == 1:
                 self._work.notify()
 
     def flush(self) -> None:
