@@ -94,22 +94,18 @@ class PostgresRunStore:
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """See ports.RunStore."""
         check_terminal(run, outcome)
+        answer = answer_to_keep(run, outcome)
+        if run.key_id is None and _stands_alone(run):
+            async with self._pool.connection() as connection:
+                if await self._settle(connection, run, outcome, answer, charged=False) is not None:
+                    return True
+            # Not ours any more, or somebody is charged for it: what comes from the queue does not say who.
         async with self._pool.transaction() as connection:
-            settled = await self._queries.settle_run(
-                connection,
-                trace_id=run.trace_id,
-                attempt=run.attempt,
-                status=outcome.status.value,
-                result=answer_to_json(outcome.answer) if outcome.answer else None,
-                error=outcome.error,
-                usage=outcome.usage.model_dump(exclude_none=True),
-                retryable=failed_retryably(outcome),
-            )
+            if answer is not None and not await self._rests_on_what_is_known(connection, run):
+                answer = None
+            settled = await self._settle(connection, run, outcome, answer, charged=True)
             if settled is None:
                 return False
-            answer = answer_to_keep(run, outcome)
-            if answer is not None and await self._rests_on_what_is_known(connection, run):
-                await self._keep(connection, run, answer)
             if settled["key_id"] is not None:
                 # Last: others of the project wait for this row until the commit.
                 await charge(connection, Account(str(settled["key_id"]), run.project), tokens_to_charge(outcome))
@@ -142,36 +138,43 @@ class PostgresRunStore:
 
     async def _rests_on_what_is_known(self, connection: Connection, run: Run) -> bool:
         """Whether the project's documents are still those of the run; they stay so until this transaction has ended."""
-        corpus = run.question.corpus
-        return corpus in (None, NO_CORPUS) or str(await self._queries.hold_corpus(connection, project=run.project)) == corpus
+        return _stands_alone(run) or (
+            str(await self._queries.hold_corpus(connection, project=run.project)) == run.question.corpus
+        )
 
-    async def _keep(self, connection: Connection, run: Run, answer: Answer) -> None:
-        await self._queries.store_answer(
+    async def _settle(self, connection: Connection, run: Run, outcome: Outcome, answer: Answer | None, *, charged: bool) -> Any:
+        """End the run; `answer` goes into the cache with it. Its row, or None."""
+        return await self._queries.settle_run(
             connection,
+            trace_id=run.trace_id,
+            attempt=run.attempt,
+            status=outcome.status.value,
+            result=answer_to_json(outcome.answer) if outcome.answer else None,
+            error=outcome.error,
+            usage=outcome.usage.model_dump(exclude_none=True),
+            retryable=failed_retryably(outcome),
+            charged=charged,
+            keep=answer is not None,
             req_id=run.req_id,
             project=run.project,
             scope=run.question.scope,
-            trace_id=run.trace_id,
-            model=answer.model,
-            content=answer.text.replace("\x00", "\ufffd"),  # Postgres text cannot hold U+0000; `answer` keeps it
-            answer=answer_to_json(answer),
-            usage=answer.usage.model_dump(exclude_none=True),
+            model=answer.model if answer else None,
+            content=_storable(answer.text) if answer else None,
+            answer_usage=answer.usage.model_dump(exclude_none=True) if answer else None,
+            corpus=None if _stands_alone(run) else UUID(run.question.corpus),
             ttl_s=run.cache.ttl_s,
+            question=_storable(run.question.last_user_text or "") if run.embedding else None,
+            embedding=run.embedding or None,
         )
-        if run.question.corpus not in (None, NO_CORPUS):
-            await self._queries.mark_answer_corpus(connection, req_id=run.req_id, corpus=UUID(run.question.corpus))
-        if run.embedding:
-            await self._queries.store_vector(
-                connection,
-                req_id=run.req_id,
-                scope=run.question.scope,
-                embedding=run.embedding,
-                question=(run.question.last_user_text or "").replace("\x00", "\ufffd"),
-                ttl_s=run.cache.ttl_s,
-            )
-        else:
-            # The same question has the same vector: a refreshed answer is found by meaning as the one before it was.
-            await self._queries.extend_vector(connection, req_id=run.req_id, ttl_s=run.cache.ttl_s)
+
+
+def _stands_alone(run: Run) -> bool:
+    """Whether the answer rests on no documents of the project."""
+    return run.question.corpus in (None, NO_CORPUS)
+
+
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\ufffd")  # Postgres text cannot hold U+0000; `result` keeps it
 
 
 def _record(row: Any) -> RunRecord:

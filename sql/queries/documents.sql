@@ -112,9 +112,6 @@ ON CONFLICT (project) DO UPDATE SET version = excluded.version;
 -- After change_corpus, so that answers that were being settled from the version before are there and seen.
 DELETE FROM completions_cache WHERE project = :project AND corpus IS NOT NULL;
 
--- name: mark_answer_corpus(req_id, corpus)!
-UPDATE completions_cache SET corpus = :corpus::uuid WHERE req_id = :req_id;
-
 -- name: search_chunks(project, question, embedding, most)
 -- The nearest by meaning and the best by words, one row each, with the ranks (from 1) in either list. All of the
 -- project's vectors are compared, so none is missed.

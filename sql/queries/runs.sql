@@ -84,12 +84,41 @@ WITH abandoned AS MATERIALIZED (
 )
 SELECT * FROM ended;
 
--- name: settle_run(trace_id, attempt, status, result, error, usage, retryable)^
--- The fence: only the attempt that owns the running row may end it. Null when it does not. key_id is who is charged.
-UPDATE idempotency_log
-SET status = :status, result = :result, error = :error, usage = :usage, retryable = :retryable, updated_at = now()
-WHERE trace_id = :trace_id AND attempt = :attempt AND status = 'running'
-RETURNING key_id;
+-- name: settle_run(trace_id, attempt, status, result, error, usage, retryable, charged, keep, req_id, project, scope, model, content, answer_usage, corpus, ttl_s, question, embedding)^
+-- The fence: only the attempt that owns the running row may end it. No row comes back when it does not, or when somebody
+-- is to be charged (key_id) and the caller did not say that it will be :charged in the same transaction.
+-- What goes into the cache is there when the run has ended, or neither is: one statement, because each costs a round trip.
+WITH settled AS (
+    UPDATE idempotency_log
+    SET status = :status, result = :result, error = :error, usage = :usage, retryable = :retryable, updated_at = now()
+    WHERE trace_id = :trace_id AND attempt = :attempt AND status = 'running' AND (key_id IS NULL OR :charged)
+    RETURNING key_id
+), kept AS (
+    -- The same question, but for one thing: its scope counts versions (runs.SCOPE_VERSION), so it may be another one by now.
+    INSERT INTO completions_cache (req_id, project, scope, trace_id, model, content, answer, usage, corpus, expires_at)
+    SELECT :req_id::text, :project::text, :scope::text, :trace_id, :model::text, :content::text, :result, :answer_usage::json,
+           :corpus::uuid, now() + make_interval(secs => :ttl_s)
+    FROM settled
+    WHERE :keep
+    ON CONFLICT (req_id) DO UPDATE
+    SET scope = excluded.scope, trace_id = excluded.trace_id, model = excluded.model, content = excluded.content,
+        answer = excluded.answer, usage = excluded.usage, corpus = excluded.corpus, created_at = now(),
+        expires_at = excluded.expires_at, quarantined_at = NULL, quarantine_reason = NULL
+), placed AS (
+    INSERT INTO completion_vectors (req_id, scope, embedding, question, expires_at)
+    SELECT :req_id, :scope, :embedding::halfvec, :question::text, now() + make_interval(secs => :ttl_s)
+    FROM settled
+    WHERE :keep AND :embedding::halfvec IS NOT NULL
+    ON CONFLICT (req_id) DO UPDATE
+    SET scope = excluded.scope, embedding = excluded.embedding, question = excluded.question, expires_at = excluded.expires_at
+), extended AS (
+    -- The same question has the same vector: a refreshed answer is found by meaning as the one before it was.
+    UPDATE completion_vectors
+    SET scope = :scope, expires_at = now() + make_interval(secs => :ttl_s)
+    FROM settled
+    WHERE :keep AND :embedding::halfvec IS NULL AND req_id = :req_id
+)
+SELECT key_id FROM settled;
 
 -- name: find_run(trace_id, project)^
 -- A null project asks in every project.
