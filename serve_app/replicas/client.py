@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class ServeReplicas:
         """See ports.Replicas.stream."""
         reader = ChunkReader(choices_due(body))
         patience = self._patience(whole=comes_whole(body))
-        async with self._call("chat_chunks", model, adapter, body, request_id, patience) as chunks:
+        async with self._call("chat_batches", model, adapter, body, request_id, patience) as chunks:
             try:
                 async for raw in chunks:
                     for event in reader.feed(raw):
@@ -69,7 +70,7 @@ class ServeReplicas:
         """See ports.Replicas.completions."""
         ends = CompletionEnds(completions_due(body))
         patience = self._patience(whole=not body.get("stream"))
-        async with self._call("completion_chunks", model, adapter, body, request_id, patience) as chunks:
+        async with self._call("completion_batches", model, adapter, body, request_id, patience) as chunks:
             try:
                 async for raw in chunks:
                     chunks.spoken = True
@@ -167,7 +168,7 @@ class _Patience:
 
 
 class _ReplicaStream:
-    """The items of one streaming call, Ray's faults turned into our errors.
+    """The items of one call that streams batches of them, Ray's faults turned into our errors.
 
     The reader says when the first token has `spoken` and when the answer is `complete`: what may be waited for then.
     """
@@ -180,6 +181,7 @@ class _ReplicaStream:
         self._patience = patience
         self._asked = time.monotonic()
         self._chunks = 0
+        self._batch: deque[Any] = deque()
         self._ended = False
 
     async def open(self) -> None:
@@ -211,6 +213,11 @@ class _ReplicaStream:
                 logger.debug("nothing to abort at {}: {}", self._model_id, error)
 
     async def _next(self) -> Any:
+        while not self._batch:
+            self._batch.extend(await self._next_batch())
+        return self._batch.popleft()
+
+    async def _next_batch(self) -> Any:
         wait_s, waited = self._wait()
         try:
             async with asyncio.timeout(wait_s):

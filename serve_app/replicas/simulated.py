@@ -10,6 +10,7 @@ from ray import serve
 
 from serve_app.configured import FaultConfig, SimulatedConfig
 from serve_app.errors import BadRequest
+from serve_app.replicas.batches import SendsBatches
 from serve_app.replicas.faults import FaultPlan, spoilt
 from serve_app.replicas.faults import Item as SentItem
 from serve_app.replicas.probe import hook_answer
@@ -19,7 +20,7 @@ from serve_app.replicas.simulated_text import Script, count_tokens, write
 Item = dict[str, Any]
 
 
-class SimulatedServer:
+class SimulatedServer(SendsBatches):
     """Not a model: it answers with seeded words, or a script, at a set pace.
 
     Methods, items and errors are those of `VllmServer`, so that everything above it is the real thing. The same

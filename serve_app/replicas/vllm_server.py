@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 from serve_app.configured import AdapterConfig
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.replicas.adapters import adapter_loader
+from serve_app.replicas.batches import SendsBatches
 from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.whole import chunks_of, comes_whole
 
@@ -43,7 +44,7 @@ class SkipNodeInit(CallbackBase):  # type: ignore[misc]  # Ray ships no types
         self.ctx.run_init_node = False
 
 
-class VllmServer(LLMServer):  # type: ignore[misc]  # Ray ships no types
+class VllmServer(SendsBatches, LLMServer):  # type: ignore[misc]  # Ray ships no types
     """One vLLM engine.
 
     Streaming methods yield `{"status": 200}` and then chunks as JSON text, or only `{"status": 4xx | 5xx, "error": …}`.
