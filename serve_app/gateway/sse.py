@@ -3,7 +3,6 @@
 The end is never faked: a run that did not end well ends its stream with one `data: {"error": …}` and no `[DONE]`.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,6 +16,7 @@ from serve_app.answers import AnswerBuilder
 from serve_app.errors import AifactoryError, UpstreamFailed, from_body
 from serve_app.events import ChoiceEnd, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.gateway.exchange_span import CLIENT_LEFT, note_cut
+from serve_app.lifecycle.ahead import ReadAhead
 from serve_app.lifecycle.reply import Reply
 from serve_app.runs import Answer
 from serve_app.telemetry import count, logger, observe
@@ -97,19 +97,16 @@ class Reader:
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
-        self._pending: asyncio.Task[RunEvent] | None = None
+        self._ahead: ReadAhead[RunEvent] | None = None
 
-    async def next(self, timeout_s: float | None = None) -> RunEvent | None:
+    async def next(self, timeout_s: float) -> RunEvent | None:
         """The next event, or None when none came within `timeout_s`. Raises UpstreamFailed when there is no more."""
-        if self._pending is None:
-            if timeout_s is None:
-                return await _next(self.reply.events)  # nothing to give up, so no task for each event
-            self._pending = asyncio.ensure_future(_next(self.reply.events))
-        done, _ = await asyncio.wait({self._pending}, timeout=timeout_s)
-        if not done:
-            return None
-        task, self._pending = self._pending, None
-        return task.result()
+        if self._ahead is None:
+            self._ahead = ReadAhead(self.reply.events)
+        try:
+            return await self._ahead.next(timeout_s)
+        except StopAsyncIteration:
+            raise _broke_off() from None
 
     async def first(self, patience_s: float) -> RunEvent | None:
         """The first event, so that an early error gets its own HTTP status; None when it does not come in time.
@@ -124,9 +121,8 @@ class Reader:
     async def close(self) -> None:
         """Leave the run, even when the task that asks for it is being cancelled."""
         with anyio.CancelScope(shield=True):
-            if self._pending is not None:
-                self._pending.cancel()
-                await asyncio.wait({self._pending}, timeout=1)
+            if self._ahead is not None:
+                await self._ahead.close()
             await self.reply.close()
 
 
@@ -188,14 +184,12 @@ class EventStream(StreamingResponse):
 async def collect(reader: Reader) -> dict[str, Any]:
     """The whole reply as one `chat.completion` object. Raises the run's error."""
     builder = AnswerBuilder(reader.reply.model)
-    while True:
-        event = await reader.next()
-        if event is None:
-            continue
+    async for event in reader.reply.events:
         raise_if_broken(event)
         if isinstance(event.body, FinishedEvent):
             return completion(reader.reply, builder.answer(event.body), builder, event.body)
         builder.add(event.body)
+    raise _broke_off()
 
 
 def completion(reply: Reply, answer: Answer, builder: AnswerBuilder, end: FinishedEvent) -> dict[str, Any]:
@@ -259,11 +253,8 @@ def usage_json(builder: AnswerBuilder) -> dict[str, Any]:
     return builder.usage.model_dump(exclude_none=True)
 
 
-async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:
-    try:
-        return await anext(events)
-    except StopAsyncIteration:
-        raise UpstreamFailed("the run's events stopped before it was finished") from None
+def _broke_off() -> UpstreamFailed:
+    return UpstreamFailed("the run's events stopped before it was finished")
 
 
 def _whose(draft: TokenEvent, task: str) -> dict[str, Any]:

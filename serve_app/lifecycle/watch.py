@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from serve_app.errors import DeadlineExceeded, Unavailable
 from serve_app.events import FinishedEvent, RunEvent
+from serve_app.lifecycle.ahead import ReadAhead
 from serve_app.lifecycle.replays import is_answer, recorded_events, was_merged
 from serve_app.ports import RunRecord, RunStore
 from serve_app.telemetry import logger
@@ -36,26 +37,23 @@ class Watch:
         self._resumed = after >= 0
         self._lost = False
         self._last_seq = after
-        self._pending: asyncio.Task[RunEvent] | None = None
+        self._ahead: ReadAhead[RunEvent] | None = None
 
     async def events(self, events: AsyncIterator[RunEvent]) -> AsyncIterator[RunEvent]:
         """The same events, and an end in any case. Raises DeadlineExceeded or Unavailable where the run gives none."""
+        self._ahead = ahead = ReadAhead(events)
         while True:
-            if self._pending is None:
-                self._pending = asyncio.ensure_future(_next(events))
             patience_s = min(self._check_s, max(0.0, self._deadline - time.time()))
-            done, _ = await asyncio.wait({self._pending}, timeout=patience_s)
-            if done:
-                task, self._pending = self._pending, None
-                try:
-                    event = task.result()
-                except Unavailable:
-                    if self._seen or not self._recorded:
-                        raise
-                    # The events cannot be had (bus=core, or NATS lost them), but the run goes on and will be recorded.
-                    async for event in self._recorded_later():
-                        yield event
-                    return
+            try:
+                event = await _next(ahead, patience_s)
+            except Unavailable:
+                if self._seen or not self._recorded:
+                    raise
+                # The events cannot be had (bus=core, or NATS lost them), but the run goes on and will be recorded.
+                async for event in self._recorded_later():
+                    yield event
+                return
+            if event is not None:
                 self._last_seq = event.seq
                 self._seen, self._lost = self._seen or is_answer(event.body), False
                 yield event
@@ -72,9 +70,8 @@ class Watch:
 
     async def close(self) -> None:
         """Stop waiting for the next event. To be called before the subscription is closed."""
-        if self._pending is not None:
-            self._pending.cancel()
-            await asyncio.wait({self._pending}, timeout=1)
+        if self._ahead is not None:
+            await self._ahead.close()
 
     async def _recorded_later(self) -> AsyncIterator[RunEvent]:
         """The result, once the log has it. Raises DeadlineExceeded or Unavailable."""
@@ -115,8 +112,8 @@ class Watch:
         return self._seen or (self._resumed and was_merged(row))
 
 
-async def _next(events: AsyncIterator[RunEvent]) -> RunEvent:
+async def _next(events: ReadAhead[RunEvent], patience_s: float) -> RunEvent | None:
     try:
-        return await anext(events)
+        return await events.next(patience_s)
     except StopAsyncIteration:
         raise Unavailable("the run's events stopped before it was finished; send the request again", retry_after_s=1) from None
