@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     # Runs and their log
     run_retention_s: float = Field(7 * 86_400, ge=86_400, description="how long an ended run and its key are remembered")
     lease_s: float = Field(30, gt=0, description="a run whose owner is silent for this long counts as abandoned")
-    postgres_pool_size: int = Field(8, ge=1, description="connections to Postgres of one process")
+    postgres_pool_size: int = Field(8, ge=2, description="connections to Postgres of one process, half of them for searches")
     postgres_timeout_s: float = Field(5, gt=0, description="how long one statement or connection may take")
 
     # Cache and embeddings

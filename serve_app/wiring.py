@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from serve_app.bus.audience import NatsAudience
@@ -32,6 +33,7 @@ class Parts:
     """The adapters of one process. Close them when the process ends."""
 
     pool: PostgresPool
+    searches: PostgresPool
     store: PostgresRunStore
     launches: PostgresLaunches
     cache: PostgresAnswerCache
@@ -60,6 +62,7 @@ class Parts:
         """Close every connection; a part that is away does not hold up the others."""
         await self.nats.close()
         await self.pool.close()
+        await self.searches.close()
         if self.embedder is not None:
             self.embedder.close()
         if self.tracing is not None:
@@ -76,24 +79,28 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
     if settings.postgres_dsn is None or settings.nats_url is None:
         raise ValueError("postgres_dsn and nats_url must be set; `aifactory up` sets those of the embedded stack")
     check_tracing(settings)
-    pool = PostgresPool(
+    half = settings.postgres_pool_size // 2
+    reach = partial(
+        PostgresPool,
         settings.postgres_dsn.get_secret_value(),
-        size=settings.postgres_pool_size,
         timeout_s=settings.postgres_timeout_s,
         application_name=f"aifactory-{name}",
     )
+    pool = reach(size=settings.postgres_pool_size - half, custom_plans=False)
+    searches = reach(size=half, custom_plans=True)
     connection = NatsConnection(settings.nats_url.get_secret_value(), f"aifactory-{name}")
     bus = NatsEventBus.for_settings(connection, settings)
     queue = run_queue(connection, settings)
     connection.start()
     return Parts(
         pool=pool,
+        searches=searches,
         store=PostgresRunStore(pool),
         launches=PostgresLaunches(pool),
-        cache=PostgresAnswerCache(pool, indexed=settings.cache_hnsw_from is not None),
+        cache=PostgresAnswerCache(searches, indexed=settings.cache_hnsw_from is not None),
         keys=ApiKeys(pool),
         limits=PostgresLimits(pool),
-        documents=PostgresDocuments(pool),
+        documents=PostgresDocuments(searches),
         trust=PostgresCacheTrust(pool),
         nats=connection,
         bus=bus,
