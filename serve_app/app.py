@@ -12,7 +12,7 @@ from ray.serve import Application
 
 from serve_app.gateway.deployment import Gateway
 from serve_app.replicas.client import ServeReplicas
-from serve_app.replicas.deployment import build_deployment
+from serve_app.replicas.deployment import OWN_LOG_ONLY, build_deployment
 from serve_app.settings import APP_NAME, WORKER_APP_NAME, Settings, settings_from_dict, settings_to_dict
 from serve_app.tracing import check_tracing
 
@@ -40,6 +40,7 @@ def build(settings: Settings) -> Application:
         ray_actor_options=settings.actor_options(0.2),
         health_check_period_s=5,
         graceful_shutdown_timeout_s=15,
+        logging_config=OWN_LOG_ONLY,
     )
     return gateway.bind(settings_to_dict(settings), handles)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from loguru import logger
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ def _to_json(message: "Message") -> None:
         line["traceback"] = str(record["exception"].traceback and message).partition("\n")[2][-4000:]
     # The process's own stderr, which Ray keeps per worker: Serve replaces sys.stderr with a logger that buffers.
     stream = sys.__stderr__ or sys.stderr
-    stream.write(json.dumps(line, default=str) + "\n")
+    try:
+        text = orjson.dumps(line, default=str).decode()
+    except orjson.JSONEncodeError:  # half a surrogate pair, a huge number: rare, and no reason to lose the line
+        text = json.dumps(line, default=str)
+    stream.write(text + "\n")
     stream.flush()
 
 

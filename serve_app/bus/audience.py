@@ -1,8 +1,9 @@
 """Interest in a run across gateways: a subscription on `interest.{trace_id}` is a reader, its absence is nobody.
 
-NATS answers a request without subscribers at once, so that asking costs one round trip and no waiting.
+NATS answers a request without subscribers at once, so that asking costs two round trips and a short pause.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -14,6 +15,7 @@ from serve_app.errors import Unavailable
 from serve_app.telemetry import logger
 
 _ASK_TIMEOUT_S = 1.0
+_SETTLE_S = 0.05
 
 
 class NatsAudience:
@@ -35,8 +37,8 @@ class NatsAudience:
 
         subscription = None
         try:
+            # The server has it a moment later; `others` allows for that, so that no run waits for a round trip here.
             subscription = await self._connection.subscribe(_subject(trace_id), answer)
-            await self._connection.flush()  # seen by others from here on
         except Unavailable as error:
             # A subscription that was made is kept all the same: it counts as soon as NATS is back.
             logger.warning("other gateways may not see this reader", trace_id=trace_id, error=error.message)
@@ -48,6 +50,12 @@ class NatsAudience:
 
     async def others(self, trace_id: str) -> bool:
         """See Audience."""
+        if await self._somebody(trace_id):
+            return True
+        await asyncio.sleep(_SETTLE_S)  # a reader that just came may not be known to the server yet
+        return await self._somebody(trace_id)
+
+    async def _somebody(self, trace_id: str) -> bool:
         if not self._connection.connected:
             return False
         try:

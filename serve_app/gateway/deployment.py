@@ -1,5 +1,6 @@
 """The gateway as a Ray Serve deployment. Its process imports neither vLLM nor torch."""
 
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,6 +52,7 @@ class Gateway:
             meter=parts.limits,
         )
         await self._lifecycle.start()
+        gc.freeze()  # what stands now stays: the collector need not walk through it again and again under load
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""

@@ -19,6 +19,41 @@ from serve_app.spans import read_traceparent
 from serve_app.telemetry import bound
 
 router = APIRouter()
+
+
+async def chat(request: Request) -> Response:
+    state = state_of(request)
+    trace_id, traceparent = new_trace_id(), read_traceparent(request.headers.getlist("traceparent"))
+    begin_exchange(request, trace_id, traceparent)
+    request.state.error_headers = {"x-trace-id": trace_id}
+    caller = await caller_of(request, state)
+    body = parse_object(await read_body(request, state.settings.max_body_bytes))
+    parsed = check(ChatRequest, body)
+    ask = build_ask(
+        parsed,
+        body,
+        trace_id=trace_id,
+        caller=caller,
+        headers=request.headers,
+        settings=state.settings,
+        replicas=state.lifecycle.replicas,
+        traceparent=traceparent,
+    )
+    await enter(request, state, caller, ask.question.project)
+    with bound(trace_id, request_id=request.state.request_id):
+        reply = await state.lifecycle.handle(ask)
+        request.state.error_headers = headers_of(reply)
+        note_reply(request, reply, model=parsed.model, stream=bool(parsed.stream))
+        reply.sources = parsed.x_rag is not None and parsed.x_rag.sources
+        if not parsed.stream:
+            return await whole(request, reply)
+        drafts = parsed.x_debate is None or parsed.x_debate.drafts
+        include_usage = parsed.stream_options is not None and parsed.stream_options.include_usage
+        return await streamed(request, reply, include_usage=include_usage, drafts=drafts)
+
+
+# First, because Serve and Starlette try one path after the other; and plain, because FastAPI has nothing to add to it.
+router.add_route("/v1/chat/completions", chat, methods=["POST"])
 router.include_router(passthrough.router)
 router.include_router(runs_api.router)
 router.include_router(documents_api.router)
@@ -55,38 +90,6 @@ async def get_model(request: Request, model_id: str) -> Response:
         if model["id"] == model_id:
             return OrjsonResponse(model)
     raise NotFound(f"model {model_id!r} does not exist", param="model", code="model_not_found")
-
-
-@router.post("/v1/chat/completions")
-async def chat(request: Request) -> Response:
-    state = state_of(request)
-    trace_id, traceparent = new_trace_id(), read_traceparent(request.headers.getlist("traceparent"))
-    begin_exchange(request, trace_id, traceparent)
-    request.state.error_headers = {"x-trace-id": trace_id}
-    caller = await caller_of(request, state)
-    body = parse_object(await read_body(request, state.settings.max_body_bytes))
-    parsed = check(ChatRequest, body)
-    ask = build_ask(
-        parsed,
-        body,
-        trace_id=trace_id,
-        caller=caller,
-        headers=request.headers,
-        settings=state.settings,
-        replicas=state.lifecycle.replicas,
-        traceparent=traceparent,
-    )
-    await enter(request, state, caller, ask.question.project)
-    with bound(trace_id, request_id=request.state.request_id):
-        reply = await state.lifecycle.handle(ask)
-        request.state.error_headers = headers_of(reply)
-        note_reply(request, reply, model=parsed.model, stream=bool(parsed.stream))
-        reply.sources = parsed.x_rag is not None and parsed.x_rag.sources
-        if not parsed.stream:
-            return await whole(request, reply)
-        drafts = parsed.x_debate is None or parsed.x_debate.drafts
-        include_usage = parsed.stream_options is not None and parsed.stream_options.include_usage
-        return await streamed(request, reply, include_usage=include_usage, drafts=drafts)
 
 
 def _models(state: GatewayState) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ _BASE_ENV: Final = {
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",  # prompts do not belong in a log
     "VLLM_NO_USAGE_STATS": "1",
 }
+# Serve's line per call says nothing that ours, with its trace_id, does not, and costs a tenth of a millisecond.
+OWN_LOG_ONLY: Final = {"enable_access_log": False}
 _HEALTH: Final = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 _DEFAULT_LORA_RANK: Final = 16
 _CPU_ADAPTERS: Final = "serve_app.replicas.cpu_adapters.CpuAdapters"
@@ -33,6 +35,7 @@ def build_deployment(model: ModelConfig, *, source_path: str) -> Application:
         "name": deployment_name(model.model_id),
         "max_ongoing_requests": model.max_ongoing_requests,
         "max_queued_requests": model.max_queued_requests,
+        "logging_config": OWN_LOG_ONLY,
         **_HEALTH,
         **_scale(model),
         **_routing(model),
