@@ -7,8 +7,9 @@
 SELECT set_config('hnsw.ef_search', '100', true), set_config('hnsw.iterative_scan', 'strict_order', true);
 
 -- name: nearest_answers(scope, embedding, threshold)
--- The same as in queries/answers.sql but for the order, which an index may serve. A scope without one is read through the
--- B-tree and compared exactly, because an index of another scope cannot serve it: its predicate does not hold.
+-- As in queries/answers.sql but for the order, which an index may serve, and the threshold, which is asked of the three only:
+-- within, an index would be read on and on for three that reach it. A scope without an index is read through the B-tree
+-- and compared exactly, because an index of another scope cannot serve it: its predicate does not hold.
 SELECT cached.req_id, cached.trace_id, cached.answer, cached.created_at, near.question, -near.distance AS similarity
 FROM (
     SELECT req_id, question, embedding::halfvec({dimensions}) <#> :embedding::halfvec({dimensions}) AS distance

@@ -6,8 +6,8 @@ WHERE req_id = :req_id AND expires_at > now() AND quarantined_at IS NULL;
 -- name: nearest_answers(scope, embedding, threshold)
 -- Exact, row by row: `+ 0` keeps the planner from the HNSW index that a huge scope may have (../hnsw). A few candidates,
 -- because the guards may object to the nearest, and the answer of another may have just gone. They compare questions, so
--- a row without one (written before 0010) is no candidate. The few that are similar enough are picked out before they are
--- sorted: sorting all took a third of the time. CASE, because vectors of different length cannot be compared at all.
+-- a row without one (written before 0010) is no candidate. The few that are similar enough are picked out first, which
+-- spares sorting all. CASE, because vectors of different length cannot be compared at all.
 SELECT cached.req_id, cached.trace_id, cached.answer, cached.created_at, near.question, -near.distance AS similarity
 FROM (
     SELECT req_id, question, (embedding <#> :embedding::halfvec) + 0 AS distance
