@@ -128,14 +128,18 @@ class Reading:
     @cached_property
     def infinitives(self) -> frozenset[int]:
         """Where the verbs begin that have `to` before them, which might be -ing as well: start to talk, but not stop to talk."""
-        triples = zip(self.words, self.words[1:], self.words[2:], strict=False)
-        return frozenset(word.at for verb, to, word in triples if to.low == "to" and lemma(verb.low) not in _STOPPING)
+        return frozenset(word.at for verb, word in self._linked if lemma(verb.low) not in _STOPPING)
 
     @cached_property
     def stopped(self) -> frozenset[int]:
         """Where the verbs begin that have `to` before them and say something else than -ing would: stop to talk."""
+        return frozenset(word.at for verb, word in self._linked if lemma(verb.low) in _STOPPING)
+
+    @property
+    def _linked(self) -> Iterator[tuple[Word, Word]]:
+        """What stands before each `to`, and what behind it."""
         triples = zip(self.words, self.words[1:], self.words[2:], strict=False)
-        return frozenset(word.at for verb, to, word in triples if to.low == "to" and lemma(verb.low) in _STOPPING)
+        return ((before, after) for before, to, after in triples if to.low == "to")
 
     @cached_property
     def chunks(self) -> list[str]:
@@ -259,7 +263,7 @@ _STOPPING: Final = words_of("stop quit remember forget try regret go")
 _BEFORE_SEASONS: Final = words_of("in this last next every each during late early since until by")
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 _SENTENCE: Final = COPULAS | {"do", "does", "did", "i", "we", "you"}
-_PLAIN_WORDS: Final = frozenset().union(*(set(words) for words, _ in _CLASSES if words not in (DATES,))) | {"to"}
+_PLAIN_WORDS: Final = frozenset().union(*(set(words) for words, _ in _CLASSES if words is not DATES)) | {"to"}
 
 
 def _unit(raw: str, low: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from serve_app.errors import Unavailable
@@ -12,9 +13,10 @@ from serve_app.runs import Answer, Run
 from serve_app.spans import Notes, timed
 from serve_app.telemetry import count, logger
 
-SEMANTIC_MAX_CHARACTERS = 2000
-SEMANTIC_MAX_TOKENS = 128  # above this a vector says too little about what a text asks
+_MOST_CHARACTERS: Final = 2000
+_MOST_TOKENS: Final = 128  # above this a vector says too little about what a text asks
 _INSTRUCTIONS: Final = ("system", "developer")  # roles that may stand before the question
+_READINGS: Final = 64  # texts; a long one takes some 100 kB as it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ async def recall_semantic(cache: AnswerCache, guards: Guards, run: Run) -> Recal
 
 def _first_that_passes(guards: Guards, text: str, hits: Sequence[CacheHit]) -> Recalled | None:
     try:
-        asked = read(text)
+        asked = _reading(text)
         return next((Recalled(_marked(hit, "semantic"), hit) for hit in hits if _passes(guards, asked, hit)), None)
     except Exception as error:  # noqa: BLE001 - a guard of somebody else may raise anything
         logger.opt(exception=error).warning("a guard broke, counted as a miss")
@@ -72,11 +74,17 @@ def _first_that_passes(guards: Guards, text: str, hits: Sequence[CacheHit]) -> R
 def _passes(guards: Guards, asked: Reading, hit: CacheHit) -> bool:
     if hit.question is None:
         return False
-    veto = guards.veto(asked, read(hit.question))
+    veto = guards.veto(asked, _reading(hit.question))
     if veto is not None:
         count("aifactory_cache_vetoes_total", rule=veto.rule)
         logger.info("a guard kept a stored answer back", rule=veto.rule, reason=veto.reason, stored=hit.trace_id)
     return veto is None
+
+
+@lru_cache(_READINGS)
+def _reading(text: str) -> Reading:
+    """The text as the guards see it. What is asked is wanted twice, before its embedding and after the search."""
+    return read(text)
 
 
 async def embed_question(embedder: Embedder | None, guards: Guards, run: Run) -> Run:
@@ -89,12 +97,12 @@ async def embed_question(embedder: Embedder | None, guards: Guards, run: Run) ->
     text = run.question.last_user_text
     if embedder is None or text is None or not (run.cache.reads or run.cache.writes):
         return run
-    if len(text) > SEMANTIC_MAX_CHARACTERS or any(m.get("role") not in _INSTRUCTIONS for m in run.question.messages[:-1]):
+    if len(text) > _MOST_CHARACTERS or any(m.get("role") not in _INSTRUCTIONS for m in run.question.messages[:-1]):
         return run  # before the tokenizer sees it: that works on the event loop
     try:
-        if embedder.count_tokens(text) > SEMANTIC_MAX_TOKENS or embedder.has_unknown(text):
+        if embedder.count_tokens(text) > _MOST_TOKENS or embedder.has_unknown(text):
             return run
-        veto = guards.refuse(read(text))
+        veto = guards.refuse(_reading(text))
         if veto is not None:
             count("aifactory_cache_vetoes_total", rule=veto.rule)
             logger.debug("this question is answered by its exact twin only", rule=veto.rule, reason=veto.reason)
