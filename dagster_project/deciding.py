@@ -14,6 +14,7 @@ from dagster_project.ops import debate_of, in_order
 from dagster_project.resources import DebateRun
 from dagster_project.rounds import Decision, Held, Speaking, spent_on
 from dagster_project.warm.step_outputs import OutputKey
+from dagster_project.warm.thrift import signed
 from serve_app.errors import AifactoryError, DeadlineExceeded, Unavailable, UpstreamFailed, from_body
 from serve_app.events import ProgressEvent, TokenEvent, Usage
 from serve_app.telemetry import bound, logger
@@ -26,6 +27,7 @@ _SPEAKING: Final = OutputKey("decide", "speaking")
     required_resource_keys={"desk"},
     description="Judge, vote, consensus or synthesis over the answers that stand",
 )
+@signed
 async def decide(context: OpExecutionContext, drafts: list[Draft], held: list[Held]) -> Decision:
     """`drafts`: the first round's. `held`: what was held after each reviewed round; only the fullest counts."""
     debate = debate_of(context)

@@ -16,6 +16,7 @@ from dagster_project.launch_form import PLAN_CONFIG
 from dagster_project.resources import DebateRun, Desk
 from dagster_project.rounds import Decision, Held, Round, RoundOver, spent_on
 from dagster_project.warm.step_outputs import OutputKey
+from dagster_project.warm.thrift import signed
 from serve_app.answers import succeeded
 from serve_app.errors import AifactoryError, Unavailable
 from serve_app.events import ProgressEvent, RoleEvent, TokenEvent, UsageEvent
@@ -46,6 +47,7 @@ def step_key(context: OpExecutionContext) -> str:
     required_resource_keys={"desk"},
     description="One task per debater; `more` where further rounds may follow the first",
 )
+@signed
 async def plan(context: OpExecutionContext):  # type: ignore[no-untyped-def]  # Dagster would want a tuple
     debate = debate_of(context)
     with bound(debate.run.trace_id):
@@ -75,6 +77,7 @@ async def _open_stream(debate: DebateRun, tasks: int) -> None:
     pool=POOL,
     description="One debater answers; its tokens stream as they come",
 )
+@signed
 async def argue(context: OpExecutionContext, label: str) -> Draft:
     return await _argue(context, label, Held())
 
@@ -85,6 +88,7 @@ async def argue(context: OpExecutionContext, label: str) -> Draft:
     pool=POOL,
     description="One debater answers again, now that it has read what the others said",
 )
+@signed
 async def argue_again(context: OpExecutionContext, label: str, heard: Held) -> Draft:
     return await _argue(context, label, heard)
 
@@ -141,6 +145,7 @@ async def _speak(context: OpExecutionContext, debate: DebateRun, held: Round, la
     required_resource_keys={"desk"},
     description="One round is over: it was the last, or the debaters hear each other and answer again",
 )
+@signed
 async def review(context: OpExecutionContext, drafts: list[Draft], before: Held):  # type: ignore[no-untyped-def]
     debate = debate_of(context)
     with bound(debate.run.trace_id):
@@ -166,6 +171,7 @@ def in_order(debate: DebateRun, drafts: list[Draft]) -> tuple[Draft, ...]:
 
 
 @op(required_resource_keys={"desk"}, out=Out(Nothing), description="Record the answer, finish the run")
+@signed
 async def commit(context: OpExecutionContext, decision: Decision):  # type: ignore[no-untyped-def]
     debate = debate_of(context)
     rounds, verdict = decision.rounds, decision.verdict

@@ -11,8 +11,6 @@ from typing import Final
 
 import sqlalchemy
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run_iterator
 
 from dagster_project.jobs import QUIET_CONFIG, debate_job
 from dagster_project.resources import OUTPUTS, DebateRun, Desk, Embed
@@ -20,9 +18,12 @@ from dagster_project.running.takes import Takes
 from dagster_project.warm.executor import StepHost, StopSwitch
 from dagster_project.warm.step_outputs import RunOutputs, StepOutputs
 from dagster_project.warm.storage import PooledRunStorage
+from dagster_project.warm.thrift import JobRuns
 from serve_app.runs import Run
 
 _LOCK_SPACE: Final = 7  # keeps our advisory locks apart from others in the database
+_LOCK: Final = sqlalchemy.text("SELECT pg_try_advisory_lock(hashtextextended(:name, :space))")
+_UNLOCK: Final = sqlalchemy.text("SELECT pg_advisory_unlock(hashtextextended(:name, :space))")
 
 
 class OwnedElsewhere(Exception):
@@ -102,6 +103,7 @@ class DebateRunner:
         self._embed = embed
         self._job = debate_job(self.desk, host)
         self._takes = Takes(instance, self._job)
+        self._runs = JobRuns(self._job, instance)
         storage = instance.run_storage
         assert isinstance(storage, PooledRunStorage)
         self._engine = storage.engine
@@ -124,7 +126,7 @@ class DebateRunner:
         with DagsterInstance.ephemeral() as nowhere:
             run = nowhere.create_run_for_job(job_def=self._job, run_config=QUIET_CONFIG)
             try:
-                for _event in execute_run_iterator(InMemoryJob(self._job), run, nowhere):
+                for _event in JobRuns(self._job, nowhere).events(run):
                     pass
             finally:
                 self.host.release(run.run_id)
@@ -149,8 +151,8 @@ class DebateRunner:
             if take.number > 1:
                 debate.recall()
             try:
-                if execution.created(run):
-                    self._drive(execution, run)
+                if execution.created(run) and self._drive(execution, run):
+                    return run.with_status(DagsterRunStatus.SUCCESS)
             finally:
                 self.host.release(run.run_id)
             ended = self.instance.get_run_by_id(run.run_id)
@@ -169,24 +171,27 @@ class DebateRunner:
             self.instance.report_engine_event(f"No answer: {why.code}: {why.message}", ended, cls=type(self))
             self.instance.add_run_tags(ended.run_id, {"ended_by": why.code})
 
-    def _drive(self, execution: Execution, run: DagsterRun) -> None:
+    def _drive(self, execution: Execution, run: DagsterRun) -> bool:
+        """Execute the job to its end. True when it is recorded as a success."""
+        success = False
         self.desk.put(run.run_id, execution.debate)
         try:
-            for event in execute_run_iterator(InMemoryJob(self._job), run, self.instance):
+            for event in self._runs.events(run):
                 if event.event_type is DagsterEventType.RUN_START:
                     execution.started()
+                success = success or event.event_type is DagsterEventType.RUN_SUCCESS
         finally:
             self.desk.remove(run.run_id)
+        return success
 
     @contextmanager
     def _owned(self, trace_id: str) -> Iterator[None]:
         """Hold the run: a second delivery must not fail it while it is healthy. Postgres frees it if this process dies."""
         asked = {"name": trace_id, "space": _LOCK_SPACE}
         with self._engine.connect() as connection:
-            lock = sqlalchemy.text("SELECT pg_try_advisory_lock(hashtextextended(:name, :space))")
-            if not connection.execute(lock, asked).scalar():
+            if not connection.execute(_LOCK, asked).scalar():
                 raise OwnedElsewhere(f"run {trace_id} is executed by another worker")
             try:
                 yield
             finally:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(hashtextextended(:name, :space))"), asked)
+                connection.execute(_UNLOCK, asked)

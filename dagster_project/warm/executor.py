@@ -12,22 +12,21 @@ import concurrent.futures
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Iterator, Set
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final, TypeVar
 
 from dagster import DagsterEvent, ExecutorDefinition, Failure, InitExecutorContext
-from dagster._core.definitions.scoped_resources_builder import Resources, ScopedResourcesBuilder
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import EngineEventData
-from dagster._core.execution.api import ExecuteRunWithPlanIterable
 from dagster._core.execution.context.system import PlanExecutionContext, PlanOrchestrationContext, StepExecutionContext
-from dagster._core.execution.context_creation_job import PlanExecutionContextManager
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.execute_plan import _trigger_hook, dagster_event_sequence_for_step
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.base import Executor
+
+from dagster_project.warm.thrift import SharedData
 
 T = TypeVar("T")
 _POLL_S: Final = 1.0  # how often a waiting run looks for interrupts
@@ -105,32 +104,13 @@ class StopSwitch:
 
 
 class _OnWorkerLoop:
-    """Stands where Dagster keeps the event loop of a step, and sends async ops to the worker's loop."""
+    """Stands where Dagster keeps the event loop of a run, and sends async ops to the worker's loop."""
 
     def __init__(self, switch: StopSwitch) -> None:
         self._switch = switch
 
     def run_until_complete(self, awaitable: Awaitable[T]) -> T:
         return self._switch.run(awaitable)
-
-
-class _BuiltOnce(ScopedResourcesBuilder):
-    """Dagster makes a class anew for each step, input, output and type check; the resources of a worker do not change."""
-
-    _built: dict[frozenset[str], Resources]
-
-    def build(self, required_resource_keys: Set[str] | None) -> Resources:
-        keys = frozenset(required_resource_keys or ())
-        found = self._built.get(keys)
-        if found is None:
-            found = self._built[keys] = super().build(keys)
-        return found
-
-    @classmethod
-    def over(cls, stock: ScopedResourcesBuilder) -> "_BuiltOnce":
-        made = cls(stock.resource_instance_dict, stock.contains_generator)
-        made._built = {}
-        return made
 
 
 class StepHost:
@@ -140,15 +120,8 @@ class StepHost:
         self.loop = loop
         self.steps_per_run = steps_per_run
         self.pool = concurrent.futures.ThreadPoolExecutor(steps, thread_name_prefix="dagster-step")
+        self.shared = SharedData()
         self._switches: dict[str, StopSwitch] = {}
-        self._resources: _BuiltOnce | None = None
-
-    def resources(self, stock: ScopedResourcesBuilder) -> ScopedResourcesBuilder:
-        """The resources of a run, as the runs before it had them, if they are the same."""
-        known = self._resources
-        if known is None or known != stock:
-            known = self._resources = _BuiltOnce.over(stock)
-        return known
 
     def switch(self, run_id: str) -> StopSwitch:
         """The stop switch of a Dagster run; made at first use, kept until `release`."""
@@ -186,27 +159,15 @@ class ThreadedExecutor(Executor):
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         if self._host is None:
             raise Failure("this job runs on the warm worker only: ask for a debate through the API (x_route=workflow)")
-        yield from ExecuteRunWithPlanIterable(
-            execution_plan=execution_plan,
-            iterator=self._iterate,
-            execution_context_manager=PlanExecutionContextManager(
-                job=plan_context.job,
-                retry_mode=plan_context.retry_mode,
-                execution_plan=execution_plan,
-                run_config=plan_context.run_config,
-                dagster_run=plan_context.dagster_run,
-                instance=plan_context.instance,
-                raise_on_error=plan_context.raise_on_error,
-                output_capture=plan_context.output_capture,
-            ),
+        switch = self._host.switch(plan_context.run_id)
+        job_context = PlanExecutionContext(
+            plan_data=plan_context.plan_data,
+            execution_data=self._host.shared.of(plan_context),
+            log_manager=plan_context.log,
+            output_capture=plan_context.output_capture,
+            event_loop=_OnWorkerLoop(switch),  # type: ignore[arg-type]  # all that Dagster does with it
         )
-
-    def _iterate(self, job_context: PlanExecutionContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
-        assert self._host is not None
-        found = job_context._execution_data
-        shared = self._host.resources(found.scoped_resources_builder)
-        job_context._execution_data = found._replace(scoped_resources_builder=shared)
-        steps = _Steps(self._host, self._host.switch(job_context.run_id))
+        steps = _Steps(self._host, switch)
         try:
             with (
                 InstanceConcurrencyContext(job_context.instance, job_context.dagster_run) as slots,
@@ -283,7 +244,6 @@ class _Steps:
     def _run_step(self, context: StepExecutionContext) -> None:
         key, told = context.step.key, []
         try:
-            context._event_loop = _OnWorkerLoop(self._switch)  # type: ignore[assignment]
             for event in dagster_event_sequence_for_step(context):
                 told.append(event)
                 self._events.put((key, event))

@@ -6,42 +6,56 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRun
+from dagster._core.execution.plan.state import KnownExecutionState
 
-EXECUTOR, STORAGE, RUNNER, INSTANCE = "executor.py", "storage.py", "runner.py", "instance.py"
+from dagster_project.warm.thrift import GROWING
+
+EXECUTOR, STORAGE, RUNNER, INSTANCE, THRIFT = "executor.py", "storage.py", "runner.py", "instance.py", "thrift.py"
 TAKES, OUTPUTS, OPS = "takes.py", "step_outputs.py", "ops.py"
 LAUNCHER = "launcher.py"
 
 # user in dagster_project, module, attribute path, parameters that we pass (None: only its presence counts)
 USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
-    (EXECUTOR, "dagster._core.definitions.scoped_resources_builder", "Resources", None),
+    (THRIFT, "dagster._core.definitions.scoped_resources_builder", "Resources", None),
+    (THRIFT, "dagster._core.definitions.scoped_resources_builder", "ScopedResourcesBuilder.__new__", ("resource_instance_dict",)),
+    (THRIFT, "dagster._core.definitions.scoped_resources_builder", "ScopedResourcesBuilder.build", ("required_resource_keys",)),
+    (THRIFT, "dagster._core.definitions.scoped_resources_builder", "ScopedResourcesBuilder.contains_generator", None),
     (
-        EXECUTOR,
-        "dagster._core.definitions.scoped_resources_builder",
-        "ScopedResourcesBuilder.__new__",
-        ("resource_instance_dict", "contains_generator"),
+        THRIFT,
+        "dagster._core.execution.context.system",
+        "ExecutionData.__new__",
+        ("scoped_resources_builder", "resolved_run_config", "job_def", "repository_def"),
     ),
+    (THRIFT, "dagster._core.execution.context.system", "PlanOrchestrationContext.run_config", None),
+    (THRIFT, "dagster._core.system_config.objects", "ResolvedRunConfig.build", ("job_def", "run_config")),
     (
-        EXECUTOR,
-        "dagster._core.definitions.scoped_resources_builder",
-        "ScopedResourcesBuilder.build",
-        ("required_resource_keys",),
+        THRIFT,
+        "dagster._core.execution.resources_init",
+        "resource_initialization_manager",
+        (
+            "resource_defs",
+            "resource_configs",
+            "log_manager",
+            "execution_plan",
+            "dagster_run",
+            "resource_keys_to_init",
+            "instance",
+            "emit_persistent_events",
+            "event_loop",
+        ),
     ),
-    (EXECUTOR, "dagster._core.execution.context.system", "ExecutionData.scoped_resources_builder", None),
+    (THRIFT, "dagster", "JobDefinition.get_required_resource_defs", ()),
     (EXECUTOR, "dagster._core.errors", "DagsterExecutionInterruptedError", None),
     (EXECUTOR, "dagster._core.events", "EngineEventData.interrupted", ("steps_interrupted",)),
     (EXECUTOR, "dagster", "DagsterEvent.engine_event", ("plan_context", "message", "event_specific_data")),
     (
         EXECUTOR,
-        "dagster._core.execution.api",
-        "ExecuteRunWithPlanIterable.__init__",
-        ("execution_plan", "iterator", "execution_context_manager"),
+        "dagster._core.execution.context.system",
+        "PlanExecutionContext.__init__",
+        ("plan_data", "execution_data", "log_manager", "output_capture", "event_loop"),
     ),
-    (
-        EXECUTOR,
-        "dagster._core.execution.context_creation_job",
-        "PlanExecutionContextManager.__init__",
-        ("job", "retry_mode", "execution_plan", "run_config", "dagster_run", "instance", "raise_on_error", "output_capture"),
-    ),
+    (EXECUTOR, "dagster._core.execution.context.system", "PlanOrchestrationContext.plan_data", None),
+    (EXECUTOR, "dagster._core.execution.context.system", "PlanOrchestrationContext.output_capture", None),
     (EXECUTOR, "dagster._core.execution.context.system", "PlanExecutionContext.for_step", ("step", "known_state")),
     (EXECUTOR, "dagster._core.execution.context.system", "StepExecutionContext.event_loop", None),
     (EXECUTOR, "dagster._core.execution.plan.execute_plan", "dagster_event_sequence_for_step", ("step_context",)),
@@ -99,7 +113,7 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.has_job_snapshot", ("job_snapshot_id",)),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.get_job_snapshot", ("job_snapshot_id",)),
     (STORAGE, "dagster_postgres.run_storage", "PostgresRunStorage.get_execution_plan_snapshot", ("execution_plan_snapshot_id",)),
-    (RUNNER, "dagster._core.definitions.job_base", "InMemoryJob.__init__", ("job_def",)),
+    (THRIFT, "dagster._core.definitions.job_base", "InMemoryJob.__init__", ("job_def",)),
     (
         TAKES,
         "dagster._core.definitions.reconstruct",
@@ -108,7 +122,24 @@ USED: list[tuple[str, str, str, tuple[str, ...] | None]] = [
     ),
     (TAKES, "dagster._core.definitions.reconstruct", "ReconstructableJob.get_python_origin", ()),
     (TAKES, "dagster._core.errors", "DagsterRunAlreadyExists", None),
-    (RUNNER, "dagster._core.execution.api", "execute_run_iterator", ("job", "dagster_run", "instance")),
+    (THRIFT, "dagster._core.execution.api", "execute_run_iterator", ("job", "dagster_run", "instance")),
+    (
+        THRIFT,
+        "dagster._core.execution.api",
+        "ExecuteRunWithPlanIterable.__init__",
+        ("execution_plan", "iterator", "execution_context_manager"),
+    ),
+    (THRIFT, "dagster._core.execution.api", "job_execution_iterator", ("job_context", "execution_plan")),
+    (THRIFT, "dagster._core.execution.api", "create_execution_plan", ("job", "run_config", "step_keys_to_execute")),
+    (
+        THRIFT,
+        "dagster._core.execution.context_creation_job",
+        "PlanOrchestrationContextManager.__init__",
+        ("context_event_generator", "job", "execution_plan", "run_config", "dagster_run", "instance"),
+    ),
+    (THRIFT, "dagster._core.execution.context_creation_job", "orchestration_context_event_generator", None),
+    (THRIFT, "dagster", "DagsterRun.resolved_op_selection", None),
+    (RUNNER, "dagster", "DagsterRun.with_status", ("status",)),
     (TAKES, "dagster._core.remote_origin", "ManagedGrpcPythonEnvCodeLocationOrigin", None),
     (TAKES, "dagster._core.remote_origin", "RemoteRepositoryOrigin.get_job_origin", ("job_name",)),
     (TAKES, "dagster._core.storage.tags", "PARENT_RUN_ID_TAG", None),
@@ -180,20 +211,33 @@ def test_what_we_use_is_there(user: str, module: str, path: str, parameters: tup
     assert not missing, f"{module}.{path} takes no {missing} any more (it takes {list(has)}); dagster_project/{user} passes it"
 
 
-def test_a_step_keeps_its_loop_where_the_executor_replaces_it() -> None:
-    from dagster._core.execution.context.system import PlanExecutionContext
-
-    source = inspect.getsource(inspect.getattr_static(PlanExecutionContext, "event_loop").fget)
-    assert "self._event_loop" in source, "executor.py sets _event_loop of a step, and Dagster no longer reads it"
-
-
-def test_all_of_a_run_is_given_its_resources_by_what_the_executor_replaces() -> None:
+def test_a_step_has_the_loop_and_the_resources_that_the_executor_gave_its_run() -> None:
     from dagster._core.execution.context.system import PlanExecutionContext, TypeCheckContext
 
+    given = inspect.getsource(PlanExecutionContext.for_step)
+    assert "event_loop=self.event_loop" in given, "executor.py gives a run its loop, and Dagster no longer hands it to steps"
     for reader in (PlanExecutionContext.for_step, PlanExecutionContext.for_type):
-        told = "executor.py replaces _execution_data, and Dagster no longer reads it"
+        told = "executor.py gives a run its resources, and Dagster no longer hands them to steps"
         assert "self._execution_data" in inspect.getsource(reader), told
     assert "scoped_resources_builder.build(" in inspect.getsource(TypeCheckContext.__init__)
+
+
+def test_what_grows_in_a_plan_is_what_each_run_gets_its_own_of() -> None:
+    """And a run is started from its plan as thrift.JobRuns does it."""
+    from dagster._core.execution.api import execute_run_iterator
+    from dagster._core.execution.plan.plan import ExecutionPlan
+
+    plan = ExecutionPlan({}, {}, {}, [], KnownExecutionState())
+    assert {name for name, value in plan._asdict().items() if isinstance(value, dict)} == set(GROWING)
+    source = inspect.getsource(execute_run_iterator)
+    for expected in ("iterator=job_execution_iterator", "context_event_generator=orchestration_context_event_generator"):
+        assert expected in source, f"execute_run_iterator no longer has {expected}; thrift.py does as it did"
+
+
+def test_a_step_body_is_asked_for_its_signature_where_it_may_be_kept() -> None:
+    from dagster._core.decorator_utils import get_function_params
+
+    assert "signature(fn)" in inspect.getsource(get_function_params), "thrift.signed keeps what is no longer asked for"
 
 
 def test_dagster_leaves_the_status_of_runs_to_the_storage() -> None:

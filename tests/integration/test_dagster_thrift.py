@@ -1,20 +1,40 @@
 """What a warm worker makes once and uses for every run is what Dagster would have made for each."""
 
 import asyncio
+import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy
-from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, job, op
+from dagster import (
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DynamicOut,
+    DynamicOutput,
+    Field,
+    InitResourceContext,
+    OpExecutionContext,
+    ResourceDefinition,
+    graph,
+    job,
+    op,
+    resource,
+)
+from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.scoped_resources_builder import ScopedResourcesBuilder
+from dagster._core.execution.api import create_execution_plan, execute_run_iterator
 
 from dagster_project.jobs import debate_job
 from dagster_project.running.takes import Takes, dagster_run_id
 from dagster_project.warm import executor
-from dagster_project.warm.executor import StepHost, StopSwitch
+from dagster_project.warm.executor import StepHost, StopSwitch, threaded
 from dagster_project.warm.storage import GroupCommitEventLog, PooledRunStorage
+from dagster_project.warm.thrift import JobRuns, signed
 from serve_app.runs import Run
 from tests.integration.dagster_stand import make_run
 
@@ -59,18 +79,107 @@ def test_the_record_of_a_second_debate_is_as_dagster_would_make_it(instance: Dag
     assert stored.execution_plan_snapshot_id == fresh.execution_plan_snapshot_id
 
 
-def test_resources_are_built_once_for_all_runs_that_have_the_same(host: StepHost) -> None:
-    desk, outputs = object(), object()
-    stock = ScopedResourcesBuilder({"desk": desk, "outputs": outputs})
-    shared = host.resources(stock)
-    assert shared.build({"desk"}) is shared.build({"desk"})
-    assert shared.build({"desk"}) == stock.build({"desk"})
+OPENED: list[int] = []
+
+
+@resource(config_schema={"size": Field(int, default_value=1)})
+def sized(context: InitResourceContext) -> int:
+    OPENED.append(context.resource_config["size"])
+    return OPENED[-1]
+
+
+@op(required_resource_keys={"sized"})
+@signed
+def measure(context: OpExecutionContext) -> int:
+    return int(context.resources.sized)
+
+
+@graph
+def measured() -> None:
+    measure()
+
+
+def measured_by(host: StepHost, resource: ResourceDefinition) -> Callable[..., list[DagsterEvent]]:
+    """Runs the job once, with a configuration; returns its events."""
+    made = measured.to_job(resource_defs={"sized": resource, "unused": resource}, executor_def=threaded(host))
+
+    def run(**run_config: Any) -> list[DagsterEvent]:
+        with DagsterInstance.ephemeral() as nowhere:
+            record = nowhere.create_run_for_job(job_def=made, run_config=run_config)
+            return list(execute_run_iterator(InMemoryJob(made), record, nowhere))
+
+    return run
+
+
+def test_resources_are_opened_once_for_all_runs_that_have_the_same(host: StepHost) -> None:
+    run, ten = measured_by(host, sized), {"resources": {"sized": {"config": {"size": 10}}}}
+    OPENED.clear()
+    for config in ({}, {}, ten, ten):
+        kinds = [event.event_type for event in run(**config)]
+        assert kinds[-1] is DagsterEventType.RUN_SUCCESS
+        assert DagsterEventType.RESOURCE_INIT_STARTED not in kinds, "they were opened for the worker, not for this run"
+    assert OPENED == [1, 10]
+    assert host.shared._known is not None
+    shared, stock = host.shared._known[1].scoped_resources_builder, ScopedResourcesBuilder({"sized": 10})
+    assert shared.build({"sized"}) is shared.build({"sized"})
+    assert shared.build({"sized"}) == stock.build({"sized"})
     assert shared.build(None) == stock.build(None)
-    assert set(vars(type(shared.build({"desk", "outputs"})))) >= {"original_resource_dict"}
-    same = host.resources(ScopedResourcesBuilder({"desk": desk, "outputs": outputs}))
-    assert same.build({"desk"}) is shared.build({"desk"})
-    other = host.resources(ScopedResourcesBuilder({"desk": object(), "outputs": outputs}))
-    assert other.build({"desk"}) != shared.build({"desk"})
+    assert set(vars(type(shared.build({"sized"})))) >= {"original_resource_dict"}
+
+
+def test_runs_that_share_a_plan_each_enter_their_own_steps(host: StepHost) -> None:
+    @op(out=DynamicOut(str), config_schema={"labels": str})
+    def open_tasks(context: OpExecutionContext) -> Iterator[DynamicOutput[str]]:
+        yield from (DynamicOutput(label, mapping_key=label) for label in context.op_config["labels"])
+
+    @op
+    def answer(label: str) -> str:
+        return label
+
+    @graph
+    def mapped() -> None:
+        open_tasks().map(answer)
+
+    labels = {"ops": {"open_tasks": {"config": {"labels": "AB"}}}}
+    made = mapped.to_job(executor_def=threaded(host), config=labels)
+    with DagsterInstance.ephemeral() as nowhere:
+        runs = JobRuns(made, nowhere)
+
+        def steps(**chosen: Any) -> list[str]:
+            record = nowhere.create_run_for_job(job_def=made, run_config=labels, **chosen)
+            events = list(runs.events(record))
+            assert events[-1].event_type is DagsterEventType.RUN_SUCCESS
+            return sorted(e.step_key or "" for e in events if e.event_type is DagsterEventType.STEP_SUCCESS)
+
+        whole = ["answer[A]", "answer[B]", "open_tasks"]
+        assert steps() == whole
+        assert runs._known is not None
+        shared = runs._known[1]
+        assert steps() == whole
+        assert runs._known[1] is shared
+        fresh = create_execution_plan(made, labels, step_keys_to_execute=["open_tasks", "answer[?]"])
+        assert shared == fresh, "a run changed the plan that all share"
+        only_first = create_execution_plan(made, labels, step_keys_to_execute=["open_tasks"])
+        assert steps(execution_plan=only_first) == ["open_tasks"]
+
+
+def test_a_resource_that_ends_with_its_run_is_refused(host: StepHost) -> None:
+    @resource
+    def lent(_context: InitResourceContext) -> Iterator[int]:
+        yield 1
+
+    ended = measured_by(host, lent)()[-1]
+    assert ended.event_type is DagsterEventType.RUN_FAILURE
+    assert "none may yield" in str(ended.event_specific_data)
+
+
+def test_the_signature_that_is_kept_is_that_of_the_step() -> None:
+    def body(context: OpExecutionContext, label: str, more: int = 2) -> str:
+        return label * more
+
+    told = inspect.signature(body)
+    assert signed(body) is body
+    assert inspect.signature(body) == told
 
 
 def test_the_status_of_a_run_follows_its_events(instance: DagsterInstance) -> None:
