@@ -12,39 +12,39 @@ alternately with the cache and bypassing it.
 import argparse
 import asyncio
 import json
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import numpy as np
 
 from bench.first_token import AIFACTORY, first_token
+from bench.gateway.summary import quantile
+from bench.own_postgres import own_pool
 from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.events import ChoiceEnd, Usage
 from serve_app.guards import Guards, load_guards
 from serve_app.lifecycle.recall import embed_question, recall_exact, recall_semantic
-from serve_app.local.ports import choose_port
-from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.runs import Answer, Question, Run, new_trace_id
 from serve_app.settings import Settings
 from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.answers_json import answer_to_json
-from serve_app.store.migrate import ensure_database, migrate
 from serve_app.store.pool import PostgresPool
 
 _SCOPES: Final = (100, 1_000, 5_000)
 _OTHERS: Final = 500  # rows of every other scope
 _STORED: Final = "What is the average distance between the earth and the moon in kilometers today?"
 _ROUNDS: Final = 60
+_BATCH: Final = 5_000  # rows written in one transaction
+_ANSWER_COLUMNS: Final = ("req_id", "project", "scope", "trace_id", "model", "content", "answer", "usage", "expires_at")
+_VECTOR_COLUMNS: Final = ("req_id", "scope", "embedding", "question", "expires_at")
 
 
 def main() -> None:
@@ -62,29 +62,12 @@ def main() -> None:
 
 async def _look_ups(sizes: list[int]) -> None:
     settings = Settings(embedding_cache_size=0)  # every question is new
-    folder = _open_folder()
-    server = EmbeddedPostgres(folder / "postgres", choose_port(0, set()), folder / "log" / "postgres.log")
-    process = server.start()
     embedder = load_embedder(settings)
     try:
-        dsn = urlunsplit(urlsplit(server.dsn("postgres"))._replace(path="/cache_speed"))
-        await ensure_database(dsn)
-        await migrate(dsn)
-        pool = PostgresPool(dsn, timeout_s=600)
-        try:
+        async with own_pool(timeout_s=600) as pool:
             await _table(sizes, pool, embedder, load_guards(settings.cache_guards))
-        finally:
-            await pool.close()
     finally:
         embedder.close()
-        server.stop(process)
-        shutil.rmtree(folder)
-
-
-def _open_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="cache_speed_"))
-    folder.chmod(0o755)  # as root the server is another user
-    return folder
 
 
 async def _table(sizes: list[int], pool: PostgresPool, embedder: OnnxEmbedder, guards: Guards) -> None:
@@ -116,25 +99,22 @@ async def _fill(pool: PostgresPool, start: int, end: int) -> None:
     numbers = np.random.default_rng(start)
     scopes = [_run("", rows).question.scope for rows in _SCOPES for _ in range(rows)]
     answer = answer_to_json(Answer("m", ({"role": "assistant", "content": "a"},), (ChoiceEnd(finish_reason="stop"),), Usage()))
-    for first in range(start, end, 5000):
-        ids = range(first, min(end, first + 5000))
+    expires_at = datetime.now(UTC) + timedelta(days=1)
+    for first in range(start, end, _BATCH):
+        ids = range(first, min(end, first + _BATCH))
         named = [scopes[n] if n < len(scopes) else f"other {n // _OTHERS}" for n in ids]
         vectors = numbers.standard_normal((len(ids), 384)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        texts = ["[" + ",".join(f"{x:.4f}" for x in row) + "]" for row in vectors]
+        answers = [
+            (f"row {n}", "bench", scope, f"row {n}", "m", "a", answer, {}, expires_at)
+            for n, scope in zip(ids, named, strict=True)
+        ]
+        rows = [
+            (f"row {n}", scope, vector, "a question", expires_at) for n, scope, vector in zip(ids, named, vectors, strict=True)
+        ]
         async with pool.transaction() as connection:
-            await connection.execute(
-                "INSERT INTO completions_cache (req_id, project, scope, trace_id, model, content, answer, usage, expires_at) "
-                "SELECT 'row ' || n, 'bench', scope, 'row ' || n, 'm', 'a', $3::json, '{}', now() + interval '1 day' "
-                "FROM unnest($1::bigint[], $2::text[]) AS given (n, scope)",
-                list(ids), named, answer,
-            )  # fmt: skip
-            await connection.execute(
-                "INSERT INTO completion_vectors (req_id, scope, embedding, question, expires_at) "
-                "SELECT 'row ' || n, scope, vector::halfvec, 'a question', now() + interval '1 day' "
-                "FROM unnest($1::bigint[], $2::text[], $3::text[]) AS given (n, scope, vector)",
-                list(ids), named, texts,
-            )  # fmt: skip
+            await connection.copy_records_to_table("completions_cache", records=answers, columns=_ANSWER_COLUMNS)
+            await connection.copy_records_to_table("completion_vectors", records=rows, columns=_VECTOR_COLUMNS)
     async with pool.connection() as connection:
         await connection.execute("ANALYZE completions_cache")
         await connection.execute("ANALYZE completion_vectors")
@@ -194,8 +174,7 @@ def _asked(number: int) -> str:
 
 
 def _told(values: list[float]) -> str:
-    ordered = sorted(values)
-    return f"{statistics.median(ordered):.1f} (p90 {ordered[int(len(ordered) * 0.9)]:.1f})"
+    return f"{statistics.median(values):.1f} (p90 {quantile(values, 0.9):.1f})"
 
 
 def _running_stack() -> tuple[str, dict[str, str], str]:

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from bench.gateway.summary import quantile
 from serve_app.settings import Settings
 
 AIFACTORY = str(Path(sys.executable).parent / "aifactory")
@@ -65,8 +65,8 @@ async def measure(api: str, key: str, model: str, rounds: int) -> None:
     }
     print(f"model {model}, {rounds} rounds, milliseconds")
     for name, values in report.items():
-        ordered = sorted(v * 1000 for v in values)
-        print(f"  {name:32} p50 {statistics.median(ordered):7.1f}   p90 {ordered[int(len(ordered) * 0.9)]:7.1f}")
+        p50, p90 = (1000 * quantile(values, share) for share in (0.5, 0.9))
+        print(f"  {name:32} p50 {p50:7.1f}   p90 {p90:7.1f}")
 
 
 def main() -> None:

@@ -10,26 +10,20 @@ settings as they are. A passage is right if it is of the right document and hold
 import argparse
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
+from bench.gateway.summary import quantile
+from bench.own_postgres import own_pool
 from serve_app.embeddings import OnnxEmbedder, load_embedder
-from serve_app.local.ports import choose_port
-from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.rag import chunking_for, refresh_chunks
 from serve_app.retrieval import Evidence, Terms, fuse, is_relevant
 from serve_app.settings import Settings
 from serve_app.store.documents import PostgresDocuments
-from serve_app.store.migrate import ensure_database, migrate
-from serve_app.store.pool import PostgresPool
 
 _DATA: Final = Path(__file__).parent / "data" / "rag"
 _PROJECT: Final = "bench"
@@ -81,13 +75,13 @@ async def _measure(options: argparse.Namespace) -> None:
     settings = Settings(config="simulated")
     questions = _questions(options.data / "questions.jsonl")
     embedder = load_embedder(settings)
-    async with _documents() as documents:
+    async with own_pool() as pool:
+        documents = PostgresDocuments(pool)
         chunks = await _teach(documents, embedder, settings, options.data / "documents")
         asked = [await _ask(documents, embedder, settings, question) for question in questions]
     answerable = [one for one in asked if one.question.document is not None]
-    seconds = sorted(one.seconds for one in asked)
     print(f"{chunks}; {len(answerable)} questions with an answer, {len(asked) - len(answerable)} without")
-    p50, p95 = (1000 * seconds[int(share * len(seconds))] for share in (0.5, 0.95))
+    p50, p95 = (1000 * quantile([one.seconds for one in asked], share) for share in (0.5, 0.95))
     print(f"embedding and search: p50 {p50:.1f} ms, p95 {p95:.1f} ms\n")
     for kind in ("all", *sorted({one.question.kind for one in answerable})):
         _table(kind, [one for one in answerable if kind in ("all", one.question.kind)])
@@ -150,32 +144,6 @@ def _misses(asked: Sequence[Asked]) -> None:
         ranks = {way: one.question.rank(one.found[way]) for way in _WAYS}
         if (ranks["hybrid"] or 9) > 3:
             print(f"  {one.question.question!r} ({one.question.document}): {ranks}")
-
-
-def _open_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="aifactory-bench-"))
-    folder.chmod(0o711)  # as root the server runs as a user who may not enter a private folder
-    return folder
-
-
-@asynccontextmanager
-async def _documents() -> AsyncIterator[PostgresDocuments]:
-    """The store on a Postgres that is gone afterwards."""
-    folder = _open_folder()
-    server = EmbeddedPostgres(folder / "postgres", choose_port(0, set()), folder / "log" / "postgres.log")
-    process = server.start()
-    try:
-        dsn = urlunsplit(urlsplit(server.dsn("postgres"))._replace(path="/rag_quality"))
-        await ensure_database(dsn)
-        await migrate(dsn)
-        pool = PostgresPool(dsn)
-        try:
-            yield PostgresDocuments(pool)
-        finally:
-            await pool.close()
-    finally:
-        server.stop(process)
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
