@@ -22,6 +22,7 @@ from serve_app.bus.remote_reader import ReaderLimits
 from serve_app.bus.run_queue import run_queue
 from serve_app.bus.streams import EVENT_STREAM, REQUEST_STREAM, ensure_event_stream
 from serve_app.settings import Settings
+from tests.contracts.limit_office import Office, open_office
 
 Kind = Literal["memory", "core", "jetstream"]
 BUFFER = 300  # events a reader may fall behind in these tests
@@ -94,6 +95,12 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+async def office(postgres_dsn: str) -> AsyncIterator[Office]:
+    async with open_office(postgres_dsn) as opened:
+        yield opened
 
 
 def bus_settings(**changes: Any) -> Settings:

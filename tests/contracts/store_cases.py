@@ -29,7 +29,11 @@ def a_run(
 ) -> Run:
     messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     question = Question(project=project, route=route, model="m", adapter=None, messages=messages, params={"temperature": 0.5})
-    run = Run(
+    return replace(run_of(question, key=key), **fields)
+
+
+def run_of(question: Question, *, key: str | None = None) -> Run:
+    return Run(
         trace_id=new_trace_id(),
         req_id=question.req_id,
         key=key or question.req_id,
@@ -37,7 +41,6 @@ def a_run(
         question=question,
         deadline=time.time() + 60,
     )
-    return replace(run, **fields)
 
 
 def an_answer(text: str = "The sky.", finish_reason: str = "stop", **message: Any) -> Answer:

@@ -1,7 +1,6 @@
 """Rates and budgets of keys and projects, against a real Postgres and several pools, as several gateways have."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -9,13 +8,7 @@ import pytest
 from serve_app.errors import QuotaExhausted, RateLimited
 from serve_app.limits import Limits, Standing, key_subject, project_subject
 from serve_app.runs import RunStatus
-from tests.contracts.limit_office import LEASE_S, Office, a_run, open_office, outcome_of
-
-
-@pytest.fixture
-async def office(postgres_dsn: str) -> AsyncIterator[Office]:
-    async with open_office(postgres_dsn) as opened:
-        yield opened
+from tests.contracts.limit_office import LEASE_S, Office, a_run, outcome_of
 
 
 async def test_gateways_share_a_rate_exactly(office: Office) -> None:

@@ -1,7 +1,6 @@
 """Runs at once of keys and projects: shared exactly by gateways, and free again whatever becomes of a run."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +10,6 @@ from serve_app.errors import RateLimited
 from serve_app.limits import Limits, key_subject, project_subject
 from serve_app.runs import new_trace_id
 from tests.contracts.limit_office import LEASE_S, Office, a_run, open_office, outcome_of
-
-
-@pytest.fixture
-async def office(postgres_dsn: str) -> AsyncIterator[Office]:
-    async with open_office(postgres_dsn) as opened:
-        yield opened
 
 
 async def test_gateways_share_the_places_exactly(office: Office) -> None:

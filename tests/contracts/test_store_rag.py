@@ -16,6 +16,7 @@ from serve_app.store.memory import InMemoryAnswerCache, InMemoryRunStore
 from serve_app.store.memory_documents import InMemoryDocuments
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
+from tests.contracts.store_cases import run_of
 
 WAY = "model/2/10-0/v1"
 REPORT = RagReport(relevant=True, used=1)
@@ -48,15 +49,7 @@ class Stores:
             rag={"top_k": 4},
             corpus=await self.documents.corpus(project),
         )
-        run = Run(
-            trace_id=new_trace_id(),
-            req_id=question.req_id,
-            key=key or question.req_id,
-            keyed=key is not None,
-            question=question,
-            deadline=time.time() + 60,
-            embedding=[0.6, 0.8],
-        )
+        run = replace(run_of(question, key=key), embedding=[0.6, 0.8])
         assert (await self.runs.claim(run, lease_s=60)).claimed
         return run
 

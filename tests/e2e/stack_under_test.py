@@ -19,6 +19,9 @@ import openai
 
 AIFACTORY = str(Path(sys.executable).parent / "aifactory")
 REPOSITORY = Path(__file__).parents[2]
+QUICK_METRICS = {"RAY_metrics_report_interval_ms": "2000"}  # ten seconds otherwise
+# Serve gives load balancers of others half a minute to forget a gateway; no test has one.
+SHORT_DRAIN = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def running_stack(config: str, variables: Mapping[str, str] | None = None, /, **
 def _running_in(folder: Path, config: str, settings: dict[str, str], variables: Mapping[str, str]) -> Iterator[RunningStack]:
     base = 21_000 + os.getpid() % 4000
     env = {k: v for k, v in os.environ.items() if not k.startswith("AIFACTORY_")}  # noqa: TID251 - what the commands inherit
-    env |= {
+    env |= SHORT_DRAIN | {
         "AIFACTORY_STATE_DIR": str(folder / "state"),
         "AIFACTORY_PORT": str(base),
         "AIFACTORY_POSTGRES_PORT": str(base + 1),

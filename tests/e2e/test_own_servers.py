@@ -16,11 +16,12 @@ from serve_app.local.ports import choose_port
 from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import ProcessRecord
 from tests.contracts.conftest import NatsServer
+from tests.e2e.dagster_page import BY_RAY, launch_sweep
 from tests.e2e.nats_tap import tapped
 from tests.e2e.observed_work import leave_a_stream, observed_round, run_into_a_limit
 from tests.e2e.prometheus_under_test import prometheus_of
 from tests.e2e.promtail_files import promtail_fields, promtail_reads
-from tests.e2e.stack_under_test import RunningStack, running_stack, server_folder, until
+from tests.e2e.stack_under_test import QUICK_METRICS, RunningStack, running_stack, server_folder, until
 from tests.prometheus_files import DASHBOARDS, alert_queries, dashboard_queries, recording_queries
 
 pytestmark = pytest.mark.timeout(600)
@@ -60,7 +61,7 @@ def own_nats() -> Iterator[NatsServer]:
 @pytest.fixture(scope="module")
 def stack(own_postgres: OwnPostgres, own_nats: NatsServer) -> Iterator[RunningStack]:
     servers = {"postgres_dsn": own_postgres.server.dsn(), "nats_url": own_nats.url}
-    with running_stack("simulated", cache_verify_share="1", **servers) as running:
+    with running_stack("simulated", QUICK_METRICS, cache_verify_share="1", **servers) as running:
         yield running
 
 
@@ -121,6 +122,13 @@ async def test_identical_requests_share_one_execution(stack: RunningStack) -> No
         assert len({a.json()["choices"][0]["message"]["content"] for a in answers}) == 1
         executed = [t for t, events in tap.events.items() if len(events) > 10]
         assert len(executed) == 1
+
+
+async def test_a_job_that_is_launched_from_the_page_runs_beside_it(stack: RunningStack) -> None:
+    """With heavy_jobs: ray it is a Ray job: tests/e2e/redeployed."""
+    run = await launch_sweep(stack)
+    assert run["status"] == "SUCCESS"
+    assert BY_RAY not in run["tags"]
 
 
 async def test_nats_away_direct_goes_on_workflow_says_503_and_all_heals(stack: RunningStack, own_nats: NatsServer) -> None:

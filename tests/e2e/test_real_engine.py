@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.nats_tap import tapped
 from tests.e2e.prometheus_under_test import prometheus_of
-from tests.e2e.stack_under_test import RunningStack, running_stack, until
+from tests.e2e.stack_under_test import QUICK_METRICS, RunningStack, running_stack, until
 from tests.prometheus_files import DASHBOARDS, alert_queries, dashboard_queries
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -25,7 +25,7 @@ CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[RunningStack]:
-    with running_stack("local") as running:
+    with running_stack("local", QUICK_METRICS) as running:
         yield running
 
 

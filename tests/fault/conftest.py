@@ -2,30 +2,38 @@
 
 import asyncio
 import json
+import multiprocessing
 import os
+import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
+import pytest_asyncio
 from dagster import DagsterInstance, DagsterRun
 
+from bench.chaos.servers import MortalPostgres
 from dagster_project.running.takes import dagster_run_id
 from dagster_project.warm.instance import open_instance
 from serve_app.events import RunEvent
 from serve_app.lifecycle.sweep import waiting_lease_s
 from serve_app.runs import Run
 from serve_app.settings import Settings, settings_to_dict
+from serve_app.store.migrate import migrate
 from tests.contracts.conftest import NatsServer, own_nats  # noqa: F401 - a fixture
-from tests.fault.worker_process import Surroundings
+from tests.e2e.stack_under_test import server_folder
+from tests.fault.worker_process import Surroundings, run_worker
 from tests.integration.dagster_stand import make_run
 
 WAIT_S = 80.0
-ROOT = Path(__file__).resolve().parents[2]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.fault.worker_process"])  # Dagster takes seconds to import: once is enough
 
 
 @pytest.fixture
@@ -49,15 +57,14 @@ class Field(Surroundings):
     def __init__(self, settings: Settings, instance: DagsterInstance) -> None:
         super().__init__(settings, "test")
         self.instance = instance
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: list[BaseProcess] = []
 
-    def worker(self, hanging: str = "", **changes: Any) -> subprocess.Popen[bytes]:
+    def worker(self, hanging: str = "", **changes: Any) -> BaseProcess:
         """A worker in a process of its own. The tasks named in `hanging` say one token and no more."""
         file = self.settings.state_dir / f"worker-{len(self._workers)}.json"
         file.write_text(json.dumps(settings_to_dict(self.settings.model_copy(update=changes))))
-        command = [sys.executable, "-m", "tests.fault.worker_process", str(file), hanging]
-        with file.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        process = _FORKS.Process(target=run_worker, args=(file, hanging))
+        process.start()
         self._workers.append(process)
         return process
 
@@ -85,15 +92,14 @@ class Field(Surroundings):
 
     def end_workers(self) -> None:
         for process in self._workers:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
+            if process.is_alive():
+                resume(process)
                 process.terminate()
         for process in self._workers:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
+            process.join(15)
+            if process.is_alive():
                 process.kill()
-                process.wait(5)
+                process.join(5)
 
 
 @pytest.fixture
@@ -112,10 +118,35 @@ async def field(fault_settings: Settings, dagster_instance: DagsterInstance) -> 
         yield made
 
 
-def pause(process: subprocess.Popen[bytes]) -> None:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def mortal_server() -> AsyncIterator[MortalPostgres]:
+    """A Postgres that tests may kill, with a migrated database to clone."""
+    with server_folder() as folder:
+        server = MortalPostgres(folder)
+        try:
+            await asyncio.to_thread(server.start)
+            await migrate(server.dsn())
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+async def mortal_dsn(mortal_server: MortalPostgres) -> str:
+    """The DSN of a fresh, migrated database on a server that this test may kill; the next one starts it again."""
+    if not mortal_server.alive:
+        await asyncio.to_thread(mortal_server.start)
+    connection = await asyncpg.connect(mortal_server.dsn("postgres"))
+    name, template = f"aif_mortal_{secrets.token_hex(4)}", urlsplit(mortal_server.dsn()).path[1:]
+    await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    await connection.close()
+    return mortal_server.dsn(name)
+
+
+def pause(process: BaseProcess) -> None:
     """Stop a worker as a frozen machine would."""
-    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(process.pid or 0, signal.SIGSTOP)
 
 
-def resume(process: subprocess.Popen[bytes]) -> None:
-    os.kill(process.pid, signal.SIGCONT)
+def resume(process: BaseProcess) -> None:
+    os.kill(process.pid or 0, signal.SIGCONT)

@@ -13,13 +13,18 @@ import psutil
 from serve_app.local.ports import choose_port
 from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, is_alive, record, spawn
 from serve_app.local.ray_node import EmbeddedRay, RayPorts, choose_ray_ports, make_private
-from tests.e2e.stack_under_test import server_folder
+from tests.e2e.stack_under_test import SHORT_DRAIN, server_folder
 
 HEAD_IP, FURTHER_IP = "127.0.0.1", "127.0.0.2"
 _CPUS = 8  # logical ones, of each node: either can carry everything
 
 
-class FurtherNode(EmbeddedRay):
+class _Node(EmbeddedRay):
+    def variables(self) -> dict[str, str]:
+        return super().variables() | SHORT_DRAIN
+
+
+class FurtherNode(_Node):
     """A node that joins a head; `ports.gcs` is the head's."""
 
     def join(self, ip: str, mark: Path) -> ProcessRecord:
@@ -42,7 +47,7 @@ class RayNodes:
         self._folder = folder
         taken: set[int] = set()
         ports = _ports(taken)
-        self.head = EmbeddedRay(folder, folder / "h", HEAD_IP, ports, _CPUS, folder / "head.log")
+        self.head = _Node(folder, folder / "h", HEAD_IP, ports, _CPUS, folder / "head.log")
         ports = _ports(taken).model_copy(update={"gcs": ports.gcs})
         self._further = FurtherNode(folder, folder / "f", FURTHER_IP, ports, _CPUS, folder / "further.log")
         self._leaders: dict[str, ProcessRecord] = {}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import openai
+import pytest
 import ray
 from ray import serve
 
@@ -31,17 +32,24 @@ class _Root:
         self._handles = handles
 
 
+@pytest.fixture(scope="package")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, with Serve once somebody deploys; each module brings its applications and takes them away."""
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
 @contextmanager
 def replica_cluster(models: Sequence[ModelConfig]) -> Iterator[None]:
-    """Ray with one deployment per model, until the block ends."""
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    """One deployment per model on the Ray of this process, until the block ends."""
+    handles = {model.model_id: build_deployment(model, source_path="") for model in models}
     try:
-        handles = {model.model_id: build_deployment(model, source_path="") for model in models}
         serve.run(serve.deployment(_Root).options(num_replicas=1).bind(handles), name=APP_NAME, route_prefix=None)
         yield
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        serve.delete(APP_NAME)
 
 
 async def inject(model: str, *faults: dict[str, Any]) -> None:

@@ -7,9 +7,10 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import asyncpg
 import httpx
@@ -18,13 +19,10 @@ import pytest
 
 from bench.chaos.servers import MortalPostgres
 from serve_app.store.answer_cache import PostgresAnswerCache
-from serve_app.store.migrate import migrate
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
-from tests.e2e.stack_under_test import server_folder
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
+from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 
-WAIT_S = 60.0  # the bound on an answer; the waits inside add up to some seconds
 TIMEOUT_S = 1.0  # of a statement and of a connection
 ASKED, ALIKE = "the same question", "the same question, in other words"
 
@@ -34,6 +32,7 @@ class Scene:
     """A gateway over a Postgres that holds the answer to ASKED."""
 
     postgres: MortalPostgres
+    dsn: str
     pool: PostgresPool
     gateway: GatewayUnderTest
     http: httpx.AsyncClient
@@ -43,21 +42,23 @@ class Scene:
         return await self.http.post("/v1/chat/completions", json=body)
 
 
+class Opening(Protocol):
+    def __call__(self, *, indexed: bool, timeout_s: float) -> AbstractAsyncContextManager[Scene]: ...
+
+
+@pytest.fixture
+def opened(mortal_server: MortalPostgres, mortal_dsn: str) -> Opening:
+    return partial(_opened, mortal_server, mortal_dsn)
+
+
 @asynccontextmanager
-async def opened(*, indexed: bool, timeout_s: float) -> AsyncIterator[Scene]:
+async def _opened(postgres: MortalPostgres, dsn: str, *, indexed: bool, timeout_s: float) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        postgres = MortalPostgres(stack.enter_context(server_folder()))
-        stack.callback(postgres.stop)
-        await asyncio.to_thread(postgres.start)
-        await migrate(postgres.dsn())
-        pool = PostgresPool(postgres.dsn(), timeout_s=timeout_s)
+        pool = PostgresPool(dsn, timeout_s=timeout_s)
         stack.push_async_callback(pool.close)
         parts = {"store": PostgresRunStore(pool), "cache": PostgresAnswerCache(pool, indexed=indexed), "trust": None}
         gateway = await stack.enter_async_context(serve_gateway(parts, cache_guards=[]))
-        client = httpx.AsyncClient(
-            base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=WAIT_S, trust_env=False
-        )
-        scene = Scene(postgres, pool, gateway, await stack.enter_async_context(client))
+        scene = Scene(postgres, dsn, pool, gateway, await stack.enter_async_context(gateway.http()))
         assert (await scene.ask(ASKED)).headers["x-cache"] == "miss"
         assert (await scene.ask(ASKED)).headers["x-cache"] == "exact"
         assert (await scene.ask(ALIKE)).headers["x-cache"] == "semantic"
@@ -95,14 +96,14 @@ async def asked_in_every_way(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("indexed", [False, True], ids=["exact search", "index"])
-async def test_a_server_that_is_gone_means_miss(indexed: bool) -> None:
+async def test_a_server_that_is_gone_means_miss(opened: Opening, indexed: bool) -> None:
     async with opened(indexed=indexed, timeout_s=TIMEOUT_S) as scene:
         await asyncio.to_thread(scene.postgres.kill)
         await asked_in_every_way(scene)
 
 
 @pytest.mark.parametrize("indexed", [False, True], ids=["exact search", "index"])
-async def test_a_server_that_is_frozen_means_miss(indexed: bool) -> None:
+async def test_a_server_that_is_frozen_means_miss(opened: Opening, indexed: bool) -> None:
     async with opened(indexed=indexed, timeout_s=TIMEOUT_S) as scene, frozen(scene):
         await asked_in_every_way(scene)
 
@@ -121,11 +122,11 @@ EXACT, NEAR = ("completions_cache", ASKED), ("completion_vectors", "the same que
     ],
 )
 async def test_a_look_up_that_is_under_way_becomes_a_miss(
-    look_up: tuple[str, str], indexed: bool, end: Callable[[MortalPostgres], int] | None
+    opened: Opening, look_up: tuple[str, str], indexed: bool, end: Callable[[MortalPostgres], int] | None
 ) -> None:
     """The look-up waits for a lock when the server is killed, or until its own time is over."""
     async with opened(indexed=indexed, timeout_s=30 if end else TIMEOUT_S) as scene:
-        holder = await asyncpg.connect(scene.postgres.dsn())
+        holder = await asyncpg.connect(scene.dsn)
         table, text = look_up
         await holder.execute(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         try:
@@ -145,7 +146,7 @@ async def until_somebody_waits(connection: asyncpg.Connection) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_answer_that_cannot_be_read_means_miss() -> None:
+async def test_an_answer_that_cannot_be_read_means_miss(opened: Opening) -> None:
     async with opened(indexed=False, timeout_s=30) as scene:
         async with scene.pool.connection() as connection:
             await connection.execute('UPDATE completions_cache SET answer = \'{"of": "tomorrow"}\'')

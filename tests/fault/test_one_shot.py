@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -22,12 +23,12 @@ from serve_app.runs import Run, RunStatus, new_trace_id
 from serve_app.settings import settings_to_dict
 from serve_app.store.launches import PostgresLaunches
 from tests.fault.conftest import Field
-from tests.fault.one_shot_process import ROOT
+from tests.fault.one_shot_start import ROOT
 from tests.fault.test_worker_crash import ended, is_token, tapped, until_finished
 from tests.fault.worker_process import DEPLOYED
 from tests.integration.dagster_stand import make_run
 
-MODULE = "tests.fault.one_shot_process"
+STARTER = "tests.fault.one_shot_start"
 WAIT_S = 150.0  # two processes start here, one after the other, each of which loads Dagster
 
 pytestmark = pytest.mark.timeout(2 * WAIT_S)
@@ -43,9 +44,9 @@ class OneShots:
         self.file = self.folder / "one-shot.json"
         self.file.write_text(json.dumps(settings_to_dict(field.settings)))
 
-    def worker(self, hanging: str = "", **changes: object) -> subprocess.Popen[bytes]:
+    def worker(self, hanging: str = "", **changes: object) -> BaseProcess:
         """The deployed worker, which has replicas of its own that it must not need."""
-        command = [sys.executable, "-m", MODULE, str(self.file), hanging, "{trace_id}"]
+        command = [sys.executable, "-m", STARTER, str(self.file), hanging, "{trace_id}"]
         return self.field.worker(DEPLOYED, debate_launch="systemd", debate_command=command, **changes)
 
     async def submit(self) -> Run:
@@ -138,7 +139,7 @@ async def test_a_worker_that_dies_leaves_the_process_to_the_next_worker(field: F
     run = await one_shots.submit()
     await one_shots.events(run, until=is_token)
     first.kill()
-    first.wait(10)
+    first.join(10)
     one_shots.worker()
     await field.bus.publish_cancel(run.trace_id, "enough")
     end = (await one_shots.events(run))[-1].body

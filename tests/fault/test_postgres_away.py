@@ -22,12 +22,10 @@ from serve_app.events import FinishedEvent, RoleEvent, TokenEvent, decode
 from serve_app.runs import RunStatus
 from serve_app.settings import Settings
 from serve_app.store.answer_cache import PostgresAnswerCache
-from serve_app.store.migrate import migrate
 from tests.contracts.conftest import NatsServer, own_nats, until  # noqa: F401 - own_nats is a fixture
-from tests.e2e.stack_under_test import server_folder
 from tests.fault.worker_process import Surroundings, open_worker
 from tests.integration.dagster_stand import ScriptedReplicas
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
+from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 
 WAIT_S = 90.0
 AWAY_S = 3.0
@@ -79,16 +77,17 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(own_nats: NatsServer, tmp_path: Path) -> AsyncIterator[Scene]:  # noqa: F811 - the fixture
+async def scene(
+    mortal_server: MortalPostgres,
+    mortal_dsn: str,
+    own_nats: NatsServer,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        postgres = MortalPostgres(stack.enter_context(server_folder()))
-        stack.callback(postgres.stop)
-        await asyncio.to_thread(postgres.start)
-        await migrate(postgres.dsn())
         settings = Settings(
             config="simulated",
             state_dir=tmp_path,
-            postgres_dsn=postgres.dsn(),
+            postgres_dsn=mortal_dsn,
             nats_url=own_nats.url,
             lease_s=6,  # longer than Postgres is away, and short enough that the sweepers are at work
             tasks_per_run=4,
@@ -106,9 +105,9 @@ async def scene(own_nats: NatsServer, tmp_path: Path) -> AsyncIterator[Scene]:  
             "replicas": replicas,
         }
         gateway = await stack.enter_async_context(serve_gateway(parts, lease_s=6))
-        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "one"}
-        http = httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=WAIT_S, trust_env=False)
-        yield Scene(postgres, gateway, worker, replicas, await stack.enter_async_context(http))
+        http = await stack.enter_async_context(gateway.http())
+        http.headers["Idempotency-Key"] = "one"
+        yield Scene(mortal_server, gateway, worker, replicas, http)
 
 
 @pytest.mark.parametrize("done_while_away", [True, False], ids=["done while away", "done later"])

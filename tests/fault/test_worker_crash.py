@@ -71,7 +71,7 @@ async def test_a_worker_is_killed_and_another_finishes_its_run(field: Field) -> 
     record = await field.store.find(run.trace_id)
     assert record is not None
     first.kill()
-    first.wait(10)
+    first.join(10)
     field.worker()
     events = await field.events(run)
     assert [event.seq for event in events] == list(range(len(events)))
@@ -97,7 +97,7 @@ async def test_finished_tasks_are_not_asked_again(field: Field) -> None:
             await asyncio.sleep(0.05)
     await recorded(field, dagster_run_id(run.trace_id, 1), {"argue[A]", "argue[B]"})
     first.kill()
-    first.wait(10)
+    first.join(10)
     assert sorted(asked(field)) == ["A", "B", "C"]
     field.worker()
     events = await field.events(run)
@@ -142,7 +142,7 @@ async def test_a_run_that_no_worker_will_get_again_is_ended_by_the_sweeper(field
     run = await field.submit()
     await field.events(run, until=is_token)
     first.kill()
-    first.wait(10)
+    first.join(10)
     field.worker()
     end = (await field.events(run))[-1].body
     assert isinstance(end, FinishedEvent)
@@ -195,4 +195,5 @@ async def test_the_deployed_worker_sweeps(field: Field) -> None:
     deployed = field.worker(DEPLOYED, lease_s=0.5, queue_ack_wait_s=0.2)
     assert (await ended(field, abandoned)).status is RunStatus.FAILED
     deployed.terminate()
-    assert deployed.wait(40) == 0
+    await asyncio.to_thread(deployed.join, 40)
+    assert deployed.exitcode == 0

@@ -1,14 +1,9 @@
-"""A warm worker in a process of its own, with scripted replicas: something a test can kill.
-
-python -m tests.fault.worker_process SETTINGS.json [HANGING TASKS, such as AB | deployed]
-
-`deployed` is the worker as Serve makes it, with its own replicas.
-"""
+"""A warm worker in a process of its own, with scripted replicas: something a test can kill."""
 
 import asyncio
 import json
+import os
 import signal
-import sys
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -94,6 +89,13 @@ async def main(settings: Settings, hanging: str) -> None:
         await stopped.wait()
 
 
-if __name__ == "__main__":
-    stored = settings_from_dict(json.loads(Path(sys.argv[1]).read_text()))
-    asyncio.run(main(stored, sys.argv[2] if len(sys.argv) > 2 else ""))
+def run_worker(file: Path, hanging: str) -> None:
+    """The life of the process, by the settings in a file; what it says goes beside that.
+
+    `hanging`: tasks that say one token and no more, such as AB; or DEPLOYED, the worker as Serve makes it, with its own
+    replicas.
+    """
+    with file.with_suffix(".log").open("wb") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    asyncio.run(main(settings_from_dict(json.loads(file.read_text())), hanging))

@@ -1,13 +1,29 @@
-"""What the tests of the warm worker share."""
+"""What the tests of the gateway share, and those of the warm worker."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from dagster import DagsterInstance
 
 from dagster_project.warm.instance import open_instance
 from serve_app.settings import Settings
+from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[GatewayUnderTest]:
+    """A gateway as it comes; a module that wants another one has a fixture of this name."""
+    async with serve_gateway() as served:
+        yield served
+
+
+@pytest.fixture
+async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the key."""
+    async with gateway.http() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import uvicorn
 
 from serve_app.bus.audience import InMemoryAudience
@@ -154,6 +155,11 @@ class GatewayUnderTest:
     state: GatewayState
     trust: CacheTrust
 
+    def http(self, key: str = KEY) -> httpx.AsyncClient:
+        """A client that shows the key."""
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
 
 @asynccontextmanager
 async def serve_gateway(
@@ -197,6 +203,14 @@ async def serve_gateway(
         await asyncio.wait_for(serving, 30)
         await lifecycle.close()
         listener.close()
+
+
+async def ask(http: httpx.AsyncClient, text: str, **fields: Any) -> httpx.Response:
+    """The answer to a chat of one message."""
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
+    response = await http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response
 
 
 async def until(condition: Any, timeout_s: float = 30) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -11,7 +10,7 @@ from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.lifecycle import recall
 from serve_app.settings import Settings
 from serve_app.telemetry import logger
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
+from tests.integration.gateway_server import GatewayUnderTest, ask, serve_gateway
 
 WAIT_S = 60.0
 
@@ -30,13 +29,6 @@ async def gateway(embedder: OnnxEmbedder) -> AsyncIterator[GatewayUnderTest]:
 
 
 @pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=WAIT_S, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
 def vetoes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The rules that are counted, in order. Ray, which holds the counter, does not run here."""
     counted: list[str] = []
@@ -47,13 +39,6 @@ def vetoes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(recall, "count", record)
     return counted
-
-
-async def ask(http: httpx.AsyncClient, text: str, **fields: Any) -> httpx.Response:
-    body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
-    response = await http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 200, response.text
-    return response
 
 
 @pytest.mark.parametrize(

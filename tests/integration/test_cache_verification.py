@@ -12,7 +12,7 @@ import pytest
 from serve_app.events import ChoiceEnd, FinishedEvent, RoleEvent, TokenEvent, Usage
 from serve_app.runs import Answer, Outcome, Question, Run, RunStatus
 from serve_app.trust import Trust
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway, until
+from tests.integration.gateway_server import GatewayUnderTest, ask, serve_gateway, until
 
 WAIT_S = 30.0
 FIRST, SECOND, THIRD = "What is the same?", "please: what's the same", "hello, what is the same?"
@@ -22,20 +22,6 @@ FIRST, SECOND, THIRD = "What is the same?", "please: what's the same", "hello, w
 async def gateway() -> AsyncIterator[GatewayUnderTest]:
     async with serve_gateway(cache_verify_share=1.0) as served:
         yield served
-
-
-@pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=WAIT_S, trust_env=False) as client:
-        yield client
-
-
-async def ask(http: httpx.AsyncClient, text: str, **fields: Any) -> httpx.Response:
-    body = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
-    response = await http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 200, response.text
-    return response
 
 
 async def trust_in(gateway: GatewayUnderTest, text: str) -> Trust:
@@ -63,18 +49,16 @@ async def test_a_fresh_answer_that_says_the_same_confirms(http: httpx.AsyncClien
 
 @pytest.mark.parametrize("other", ["It is Lyon.", "I do not know that at all, sorry."])
 async def test_one_that_says_something_else_takes_the_entry_out(other: str) -> None:
-    async with serve_gateway(cache_verify_share=1.0) as gateway:
-        headers = {"Authorization": f"Bearer {KEY}"}
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=WAIT_S, trust_env=False) as http:
-            await ask(http, FIRST)
-            gateway.replicas.words = [other]
-            wrong = await ask(http, SECOND)
-            assert wrong.headers["x-cache"] == "semantic"
-            found = await trusted(gateway, confirmed=0, refuted=1)
-            assert found.least_similarity == 1.0
-            assert (await ask(http, THIRD)).headers["x-cache"] == "miss"
-            again = (await ask(http, FIRST)).json()["choices"][0]["message"]["content"]
-            assert again == other, "the refuted answer is not given to its own question either"
+    async with serve_gateway(cache_verify_share=1.0) as gateway, gateway.http() as http:
+        await ask(http, FIRST)
+        gateway.replicas.words = [other]
+        wrong = await ask(http, SECOND)
+        assert wrong.headers["x-cache"] == "semantic"
+        found = await trusted(gateway, confirmed=0, refuted=1)
+        assert found.least_similarity == 1.0
+        assert (await ask(http, THIRD)).headers["x-cache"] == "miss"
+        again = (await ask(http, FIRST)).json()["choices"][0]["message"]["content"]
+        assert again == other, "the refuted answer is not given to its own question either"
 
 
 async def test_a_question_that_gets_no_whole_answer_decides_nothing(http: httpx.AsyncClient, gateway: GatewayUnderTest) -> None:

@@ -13,7 +13,6 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult
 from dagster_project.definitions import defs
 from dagster_project.ingest import projects
 from dagster_project.parts import STACK, StackParts
-from dagster_project.warm.instance import open_instance
 from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.settings import Settings
 
@@ -38,14 +37,6 @@ def model() -> Iterator[OnnxEmbedder]:
     made = load_embedder(Settings(config="simulated"))
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def instance(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterInstance]:
-    folder = tmp_path_factory.mktemp("dagster")
-    made = open_instance(Settings(config="simulated", state_dir=folder, postgres_dsn=postgres_server))
-    yield made
-    made.dispose()
 
 
 class Stand:

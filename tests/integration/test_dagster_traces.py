@@ -14,14 +14,11 @@ from serve_app.errors import UpstreamFailed
 from serve_app.runs import Run
 from serve_app.settings import Settings
 from serve_app.spans import Place
-from serve_app.tracing import start_tracing
 from tests.integration.dagster_stand import Script, ScriptedReplicas, Stand
-from tests.integration.gateway_server import KEY, serve_gateway
-from tests.integration.trace_collector import Collector, Seen, collecting
+from tests.integration.gateway_server import serve_gateway
+from tests.integration.trace_collector import CALLER, CALLERS_SPAN, DEBATE, PATH, TRACEPARENT, Collector, Seen, collecting_from
 
-PATH, DEBATE = "POST /v1/chat/completions", "invoke_workflow debate"
-CALLER, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-JOINING = {"traceparent": f"00-{CALLER}-{CALLERS_SPAN}-01"}
+JOINING = {"traceparent": TRACEPARENT}
 
 
 class QueueOnTheWire(InMemoryRunQueue):
@@ -33,14 +30,8 @@ class QueueOnTheWire(InMemoryRunQueue):
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    monkeypatch.setattr("serve_app.tracing._EVERY_S", 0.05)
-    with collecting() as collector:
-        sending = start_tracing(Settings(config="simulated", otlp_endpoint=collector.url), component="worker")
-        assert sending is not None
-        try:
-            yield collector
-        finally:
-            sending.close()
+    with collecting_from("worker", monkeypatch) as collector:
+        yield collector
 
 
 @asynccontextmanager
@@ -48,12 +39,11 @@ async def debating(settings: Settings, instance: DagsterInstance, **scripts: Scr
     """A client of a gateway with a worker behind it."""
     stand = Stand(settings, instance, ScriptedReplicas(**scripts))
     stand.queue = QueueOnTheWire(ack_wait_s=5)
-    login = {"Authorization": f"Bearer {KEY}"}
     async with stand.working() as pulls:
         parts = {"store": stand.store, "bus": stand.bus, "queue": stand.queue}
         async with (
             serve_gateway(parts) as gateway,
-            httpx.AsyncClient(base_url=gateway.url, headers=login, trust_env=False, timeout=60) as http,
+            gateway.http() as http,
         ):
             yield http
             await stand.until_quiet(pulls)

@@ -1,7 +1,7 @@
 """The sensor `waiting_documents`: documents that came over the API are chunked by the job `ingest`, without a folder."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ from dagster import DagsterInstance, DagsterRunStatus, SensorResult, SkipReason,
 from dagster_project import ingest
 from dagster_project.definitions import defs
 from dagster_project.home import SETTINGS_FILE, settings_json
-from dagster_project.warm.instance import open_instance
 from serve_app.documents import API_SOURCE
 from serve_app.settings import Settings
 from serve_app.store.documents import PostgresDocuments
@@ -48,14 +47,6 @@ class Stand:
             tags=request.tags,
         )
         return done.success
-
-
-@pytest.fixture(scope="module")
-def instance(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterInstance]:
-    folder = tmp_path_factory.mktemp("dagster")
-    made = open_instance(Settings(config="simulated", state_dir=folder, postgres_dsn=postgres_server))
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

@@ -20,22 +20,8 @@ TEXT = "The capital is Paris."
 
 
 @pytest.fixture
-async def gateway() -> AsyncIterator[GatewayUnderTest]:
-    async with serve_gateway() as server:
-        yield server
-
-
-@pytest.fixture
 async def client(gateway: GatewayUnderTest) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as sdk:
-        yield sdk
-
-
-@pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(
-        base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10, trust_env=False
-    ) as sdk:
         yield sdk
 
 
@@ -324,8 +310,7 @@ async def test_workflow_run_is_forgotten_when_it_ends_and_cancelled_when_its_rea
 async def test_more_than_the_limit_is_refused_and_the_accepted_are_answered() -> None:
     async with serve_gateway(gateway_max_ongoing_requests=3) as gateway:
         gateway.replicas.hold = asyncio.Event()
-        headers = {"Authorization": f"Bearer {KEY}"}
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30, trust_env=False) as http:
+        async with gateway.http() as http:
             async with asyncio.TaskGroup() as group:
                 accepted = [group.create_task(http.post("/v1/chat/completions", json={**ASK, "seed": n})) for n in range(3)]
                 await until(lambda: gateway.replicas.running == 3)

@@ -15,32 +15,13 @@ from serve_app.answers import succeeded
 from serve_app.events import ProgressEvent, RoleEvent, TokenEvent, Usage, UsageEvent
 from serve_app.lifecycle.settle import settle
 from serve_app.runs import Run
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
+from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 
 WAIT_S = 20.0
 USER = [{"role": "user", "content": "Capital of France?"}]
 ASK: dict[str, Any] = {"model": "m", "x_route": "workflow", "messages": USER}
 LABELS = [{"task": "A"}, {"task": "B", "model": "m", "adapter": "poet"}]
 IMAGE = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
-
-
-@asynccontextmanager
-async def client(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    login = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=login, trust_env=False, timeout=WAIT_S) as http:
-        yield http
-
-
-@pytest.fixture
-async def gateway() -> AsyncIterator[GatewayUnderTest]:
-    async with serve_gateway() as server:
-        yield server
-
-
-@pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    async with client(gateway) as http:
-        yield http
 
 
 def of_debate(**fields: Any) -> dict[str, Any]:
@@ -155,7 +136,7 @@ PRESET = {
 async def test_the_request_goes_over_the_preset(fields: dict[str, Any], told: dict[str, Any]) -> None:
     async with (
         serve_gateway(debate=PRESET) as gateway,
-        client(gateway) as http,
+        gateway.http() as http,
         asked(gateway, http, {**ASK, **of_debate(**fields)}) as run,
     ):
         spec = DebateSpec.model_validate(run.question.debate)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
+from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 from tests.pdf_files import a_pdf
 
 
@@ -15,13 +15,6 @@ from tests.pdf_files import a_pdf
 async def gateway() -> AsyncIterator[GatewayUnderTest]:
     async with serve_gateway(document_max_bytes=20_000) as server:
         yield server
-
-
-@pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60, trust_env=False) as client:
-        yield client
 
 
 async def text_of(gateway: GatewayUnderTest, document_id: str, project: str = "p") -> str:

@@ -14,7 +14,7 @@ from serve_app.events import FinishedEvent, TokenEvent
 from serve_app.ports import Claim
 from serve_app.runs import Outcome, Run, RunStatus
 from serve_app.store.memory import InMemoryRunStore
-from tests.integration.gateway_server import KEY, GatewayUnderTest, HashEmbedder, serve_gateway, until
+from tests.integration.gateway_server import GatewayUnderTest, HashEmbedder, serve_gateway, until
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
 TEXT = "The capital is Paris."
@@ -24,13 +24,6 @@ TEXT = "The capital is Paris."
 async def gateway() -> AsyncIterator[GatewayUnderTest]:
     async with serve_gateway(lease_s=0.6) as server:
         yield server
-
-
-@pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=10, trust_env=False) as sdk:
-        yield sdk
 
 
 async def test_workflow_without_a_worker_ends_at_its_deadline(http: httpx.AsyncClient) -> None:
@@ -105,9 +98,8 @@ async def test_caller_that_leaves_while_the_key_is_claimed_leaves_no_running_row
 
     store = SlowClaim()
     async with serve_gateway({"store": store}) as gateway:
-        headers = {"Authorization": f"Bearer {KEY}"}
         gateway.replicas.hold = asyncio.Event()
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False) as http:
+        async with gateway.http() as http:
             leaving = asyncio.ensure_future(http.post("/v1/chat/completions", json=ASK))
             await asyncio.wait_for(store.claimed.wait(), 5)
             leaving.cancel()
@@ -119,7 +111,7 @@ async def test_caller_that_leaves_while_the_key_is_claimed_leaves_no_running_row
 async def test_streaming_client_that_leaves_before_the_first_event_is_noticed(gateway: GatewayUnderTest) -> None:
     cancelled: list[str] = []
     await gateway.bus.on_cancel(lambda trace_id, _: cancelled.append(trace_id))
-    async with httpx.AsyncClient(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as http:
+    async with gateway.http() as http:
         leaving = asyncio.ensure_future(http.post("/v1/chat/completions", json={**ASK, "x_route": "workflow", "stream": True}))
         await until(lambda: gateway.store._rows)
         leaving.cancel()
@@ -134,7 +126,7 @@ async def test_broken_embedder_costs_a_hit_not_the_answer() -> None:
 
     async with serve_gateway() as gateway:
         gateway.lifecycle.embedder = Broken()
-        async with httpx.AsyncClient(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as http:
+        async with gateway.http() as http:
             response = await http.post("/v1/chat/completions", json=ASK)
     assert response.status_code == 200
     assert response.headers["x-cache"] == "miss"
@@ -193,8 +185,7 @@ async def test_an_end_that_could_not_be_recorded_is_recorded_later_and_a_bad_one
 
     store = Away()
     async with serve_gateway({"store": store}, lease_s=0.9) as gateway:
-        headers = {"Authorization": f"Bearer {KEY}"}
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=20, trust_env=False) as http:
+        async with gateway.http() as http:
             first, second = await asyncio.gather(
                 *(http.post("/v1/chat/completions", json={**ASK, "seed": seed}) for seed in range(2))
             )

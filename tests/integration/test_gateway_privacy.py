@@ -24,13 +24,6 @@ async def gateway() -> AsyncIterator[GatewayUnderTest]:
 
 
 @pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
 def lines() -> Iterator[list[str]]:
     """Everything that is logged, of any level, with its fields and tracebacks."""
     seen: list[str] = []

@@ -100,8 +100,7 @@ async def stand(postgres_pool: PostgresPool) -> AsyncIterator[Stand]:
             "replicas": replicas,
         }
         gateway = await stack.enter_async_context(serve_gateway(parts))
-        headers = {"Authorization": f"Bearer {KEY}"}
-        http = httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30, trust_env=False)
+        http = gateway.http()
         yield Stand(gateway, await stack.enter_async_context(http), replicas)
 
 

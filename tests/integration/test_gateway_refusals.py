@@ -20,12 +20,6 @@ async def gateway() -> AsyncIterator[GatewayUnderTest]:
         yield server
 
 
-@pytest.fixture
-async def http(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as sdk:
-        yield sdk
-
-
 @pytest.mark.parametrize(
     ("body", "status", "param", "code"),
     [

@@ -22,7 +22,7 @@ from serve_app.settings import Settings
 from serve_app.store.answer_cache import PostgresAnswerCache
 from tests.contracts.conftest import NatsServer, own_nats  # noqa: F401 - a fixture
 from tests.fault.worker_process import Surroundings
-from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
+from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 
 WAIT_S = 40.0
 TEXT = "Paris, all in all."
@@ -86,8 +86,7 @@ async def place(postgres_dsn: str, own_nats: NatsServer, tmp_path: Any) -> Async
             "audience": NatsAudience(here.nats),
         }
         gateway = await stack.enter_async_context(serve_gateway(parts, lease_s=1.5))
-        headers = {"Authorization": f"Bearer {KEY}"}
-        http = httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=WAIT_S, trust_env=False)
+        http = gateway.http()
         yield Place(gateway, await stack.enter_async_context(http), worker)
 
 

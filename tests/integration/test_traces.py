@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 
 from serve_app.errors import UpstreamFailed
@@ -16,34 +14,27 @@ from serve_app.settings import Settings
 from serve_app.spans import Place
 from serve_app.telemetry import logger
 from serve_app.tracing import start_tracing
-from tests.integration.gateway_server import KEY, GatewayUnderTest, ScriptedReplicas, serve_gateway, until
-from tests.integration.trace_collector import Collector, Seen, collecting
+from tests.integration.gateway_server import ScriptedReplicas, serve_gateway, until
+from tests.integration.trace_collector import (
+    CALLER,
+    CALLERS_SPAN,
+    PATH,
+    TRACEPARENT,
+    Collector,
+    Seen,
+    collecting,
+    collecting_from,
+)
 
-PATH = "POST /v1/chat/completions"
 SECRET = "What is the capital of Xanadu?"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": SECRET}], "temperature": 0.5, "max_tokens": 64}
-CALLER, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-TRACEPARENT = f"00-{CALLER}-{CALLERS_SPAN}-01"
 SERVER, CLIENT = 2, 3
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    monkeypatch.setattr("serve_app.tracing._EVERY_S", 0.05)
-    with collecting() as collector:
-        sending = start_tracing(Settings(config="simulated", otlp_endpoint=collector.url), component="gateway")
-        assert sending is not None
-        try:
-            yield collector
-        finally:
-            sending.close()
-
-
-@asynccontextmanager
-async def asking(gateway: GatewayUnderTest) -> AsyncIterator[httpx.AsyncClient]:
-    login = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=login, trust_env=False, timeout=30) as http:
-        yield http
+    with collecting_from("gateway", monkeypatch) as collector:
+        yield collector
 
 
 def children_of(spans: list[Seen], parent: Seen) -> list[str]:
@@ -56,7 +47,7 @@ def was_refused(collector: Collector, trace_id: str) -> bool:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_direct_run_is_one_tree_under_its_own_trace_id(collector: Collector, stream: bool) -> None:
-    async with serve_gateway() as gateway, asking(gateway) as http:
+    async with serve_gateway() as gateway, gateway.http() as http:
         response = await http.post("/v1/chat/completions", json={**ASK, "stream": stream})
         trace_id = response.headers["x-trace-id"]
         await collector.until(PATH, "run direct", "chat m", "recall semantic")
@@ -78,7 +69,7 @@ async def test_a_direct_run_is_one_tree_under_its_own_trace_id(collector: Collec
 
 
 async def test_a_call_to_a_model_follows_the_conventions(collector: Collector) -> None:
-    async with serve_gateway() as gateway, asking(gateway) as http:
+    async with serve_gateway() as gateway, gateway.http() as http:
         response = await http.post("/v1/chat/completions", json={**ASK, "model": "m:poet", "seed": 7})
         await collector.until("chat m:poet")
     call = collector.one("chat m:poet")
@@ -103,7 +94,7 @@ async def test_a_call_to_a_model_follows_the_conventions(collector: Collector) -
 
 
 async def test_no_span_holds_what_was_said(collector: Collector) -> None:
-    async with serve_gateway() as gateway, asking(gateway) as http:
+    async with serve_gateway() as gateway, gateway.http() as http:
         await http.post("/v1/chat/completions", json=ASK)
         gateway.replicas.error = UpstreamFailed("the engine choked on Xanadu")
         await http.post("/v1/chat/completions", json={**ASK, "x_cache": {"mode": "bypass"}})
@@ -115,7 +106,7 @@ async def test_no_span_holds_what_was_said(collector: Collector) -> None:
 
 
 async def test_the_callers_trace_is_joined_and_kept_beside_the_run(collector: Collector) -> None:
-    async with serve_gateway() as gateway, asking(gateway) as http:
+    async with serve_gateway() as gateway, gateway.http() as http:
         response = await http.post("/v1/chat/completions", json=ASK, headers={"traceparent": TRACEPARENT, "tracestate": "a=b"})
         trace_id = response.headers["x-trace-id"]
         await collector.until(PATH, "run direct", "chat m")
@@ -129,7 +120,7 @@ async def test_the_callers_trace_is_joined_and_kept_beside_the_run(collector: Co
 
 
 async def test_a_caller_that_does_not_record_gets_no_spans(collector: Collector) -> None:
-    async with serve_gateway() as gateway, asking(gateway) as http:
+    async with serve_gateway() as gateway, gateway.http() as http:
         response = await http.post("/v1/chat/completions", json=ASK, headers={"traceparent": TRACEPARENT[:-1] + "0"})
         assert response.status_code == 200
         other = await http.post("/v1/chat/completions", json={**ASK, "seed": 1})
@@ -139,7 +130,7 @@ async def test_a_caller_that_does_not_record_gets_no_spans(collector: Collector)
 
 @pytest.mark.parametrize("wrong", ["", "00-zz-1-01", TRACEPARENT.upper(), TRACEPARENT + "-x", "a" * 5000])
 async def test_a_malformed_traceparent_is_ignored(collector: Collector, wrong: str) -> None:
-    async with serve_gateway() as gateway, asking(gateway) as http:
+    async with serve_gateway() as gateway, gateway.http() as http:
         response = await http.post("/v1/chat/completions", json=ASK, headers={"traceparent": wrong})
         trace_id = response.headers["x-trace-id"]
         await collector.until(PATH)
@@ -149,7 +140,7 @@ async def test_a_malformed_traceparent_is_ignored(collector: Collector, wrong: s
 
 async def test_who_joins_a_run_has_a_trace_that_points_to_it(collector: Collector) -> None:
     replicas = ScriptedReplicas(hold=asyncio.Event())
-    async with serve_gateway({"replicas": replicas}) as gateway, asking(gateway) as http:
+    async with serve_gateway({"replicas": replicas}) as gateway, gateway.http() as http:
         first = asyncio.ensure_future(http.post("/v1/chat/completions", json=ASK, headers={"traceparent": TRACEPARENT}))
         await until(lambda: replicas.running == 1)
         second = asyncio.ensure_future(http.post("/v1/chat/completions", json=ASK))
@@ -175,7 +166,7 @@ async def test_who_joins_a_run_has_a_trace_that_points_to_it(collector: Collecto
 
 async def test_a_failed_run_says_why_by_code(collector: Collector) -> None:
     replicas = ScriptedReplicas(error=UpstreamFailed("the replica died"), break_after=2)
-    async with serve_gateway({"replicas": replicas}) as gateway, asking(gateway) as http:
+    async with serve_gateway({"replicas": replicas}) as gateway, gateway.http() as http:
         await http.post("/v1/chat/completions", json=ASK)
         await collector.until(PATH, "run direct", "chat m")
         await http.post("/v1/chat/completions", json={**ASK, "stream": True, "seed": 1})
@@ -196,7 +187,7 @@ async def test_a_failed_run_says_why_by_code(collector: Collector) -> None:
 
 async def test_every_try_at_a_replica_is_a_call(collector: Collector) -> None:
     replicas = ScriptedReplicas(error=UpstreamFailed("not yet"))
-    async with serve_gateway({"replicas": replicas}, replica_retries=2, retry_backoff_s=0.01) as gateway, asking(gateway) as http:
+    async with serve_gateway({"replicas": replicas}, replica_retries=2, retry_backoff_s=0.01) as gateway, gateway.http() as http:
         trace_id = (await http.post("/v1/chat/completions", json=ASK)).headers["x-trace-id"]
         await collector.until("run direct")
     assert len(collector.named("chat m")) == 3
@@ -205,7 +196,7 @@ async def test_every_try_at_a_replica_is_a_call(collector: Collector) -> None:
 
 async def test_a_cancelled_run_and_a_client_that_left(collector: Collector) -> None:
     replicas = ScriptedReplicas(hold=asyncio.Event())
-    async with serve_gateway({"replicas": replicas}) as gateway, asking(gateway) as http:
+    async with serve_gateway({"replicas": replicas}) as gateway, gateway.http() as http:
         async with http.stream("POST", "/v1/chat/completions", json={**ASK, "stream": True}) as response:
             trace_id = response.headers["x-trace-id"]
             await until(lambda: replicas.running == 1)
@@ -221,7 +212,7 @@ async def test_a_cancelled_run_and_a_client_that_left(collector: Collector) -> N
 async def test_a_legacy_completion_that_breaks_or_is_left(collector: Collector) -> None:
     asked, path = {"model": "m", "prompt": "x", "stream": True}, "POST /v1/completions"
     replicas = ScriptedReplicas(error=UpstreamFailed("the replica died"))
-    async with serve_gateway({"replicas": replicas}) as gateway, asking(gateway) as http:
+    async with serve_gateway({"replicas": replicas}) as gateway, gateway.http() as http:
         await http.post("/v1/completions", json=asked)
         await collector.until(path)
         replicas.hold = asyncio.Event()
@@ -240,7 +231,7 @@ async def test_a_legacy_completion_that_breaks_or_is_left(collector: Collector) 
 async def test_a_run_whose_gateway_died_is_ended_in_the_trace_too(collector: Collector) -> None:
     from tests.integration.test_gateway_debates import ASK as DEBATE
 
-    async with serve_gateway(lease_s=0.2, request_timeout_s=0.2) as gateway, asking(gateway) as http:
+    async with serve_gateway(lease_s=0.2, request_timeout_s=0.2) as gateway, gateway.http() as http:
         asked = asyncio.ensure_future(http.post("/v1/chat/completions", json={**DEBATE, "x_timeout_s": 0.2}))
         settings = gateway.lifecycle.settings.model_copy(update={"queue_ack_wait_s": 0.1})
         sweeper = Sweeper(settings, store=gateway.store, bus=gateway.bus, queue=gateway.queue)
@@ -261,7 +252,7 @@ async def test_a_collector_that_is_away_costs_nothing_and_is_told_of_once(capfd:
         sending = start_tracing(Settings(config="simulated", otlp_endpoint=f"{collector.url}/"), component="gateway")
         assert sending is not None
         try:
-            async with serve_gateway() as gateway, asking(gateway) as http:
+            async with serve_gateway() as gateway, gateway.http() as http:
                 for number in range(3):
                     answered = await http.post("/v1/chat/completions", json={**ASK, "seed": number})
                     assert answered.status_code == 200
@@ -282,7 +273,7 @@ async def test_what_waits_is_sent_when_the_process_ends() -> None:
     with collecting() as collector:
         sending = start_tracing(Settings(config="simulated", otlp_endpoint=f"{collector.url}/v1/traces"), component="gateway")
         assert sending is not None
-        async with serve_gateway() as gateway, asking(gateway) as http:
+        async with serve_gateway() as gateway, gateway.http() as http:
             await http.post("/v1/chat/completions", json=ASK)
         sending.close()
         assert len(collector.spans) == 5

@@ -19,7 +19,7 @@ from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
 from tests.contracts.conftest import NatsServer, nats_url, own_nats  # noqa: F401 - fixtures among them
-from tests.integration.gateway_server import KEY, GatewayUnderTest, ScriptedReplicas, serve_gateway, until
+from tests.integration.gateway_server import GatewayUnderTest, ScriptedReplicas, serve_gateway, until
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
 TEXT = "The capital is Paris."
@@ -37,7 +37,8 @@ class Pair:
 
 @pytest.fixture
 async def pair(postgres_dsn: str, nats_url: str) -> AsyncIterator[Pair]:  # noqa: F811 - the fixture imported above
-    async with two_gateways(postgres_dsn, nats_url, "jetstream") as made:
+    # Where nothing is said yet, the first silent second shows the reader its headers.
+    async with two_gateways(postgres_dsn, nats_url, "jetstream", keepalive_s=1) as made:
         yield made
 
 
@@ -75,10 +76,7 @@ async def two_gateways(
             connection.start()
             await connection.wait_connected(10)
             gateways.append(await stack.enter_async_context(serve_gateway(parts, **overrides)))
-            http = httpx.AsyncClient(
-                base_url=gateways[-1].url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20, trust_env=False
-            )
-            clients.append(await stack.enter_async_context(http))
+            clients.append(await stack.enter_async_context(gateways[-1].http()))
         yield Pair(gateways, clients, replicas, PostgresRunStore(PostgresPool(postgres_dsn)))
 
 

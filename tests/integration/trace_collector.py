@@ -10,9 +10,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
+from serve_app.settings import Settings
+from serve_app.tracing import start_tracing
+
 WAIT_S = 30.0
+PATH, DEBATE = "POST /v1/chat/completions", "invoke_workflow debate"
+CALLER, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # of a client that traces too
+TRACEPARENT = f"00-{CALLER}-{CALLERS_SPAN}-01"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,19 @@ def collecting() -> Iterator[Collector]:
         server.shutdown()
         serving.join()
         server.server_close()
+
+
+@contextmanager
+def collecting_from(component: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector that gets the spans of this process, under the name of a component, soon after they end."""
+    monkeypatch.setattr("serve_app.tracing._EVERY_S", 0.05)
+    with collecting() as collector:
+        sending = start_tracing(Settings(config="simulated", otlp_endpoint=collector.url), component=component)
+        assert sending is not None
+        try:
+            yield collector
+        finally:
+            sending.close()
 
 
 def _decoded(raw: bytes) -> Iterator[Seen]:

@@ -1,11 +1,9 @@
 """What the shipped configurations become in Ray Serve LLM: built for real, not run. Needs vLLM, no GPU."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from serve_app.app import build, build_from_config, build_worker_from_config
 from serve_app.configured import AdapterConfig, AutoscalingConfig, ModelConfig, PlacementConfig
@@ -16,14 +14,8 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(600),  # importing vLLM
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("local_ray"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def models_of(application: Any) -> dict[str, Any]:

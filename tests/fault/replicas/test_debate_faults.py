@@ -32,8 +32,8 @@ from serve_app.store.answer_cache import PostgresAnswerCache
 from serve_app.store.migrate import ensure_database, migrate
 from tests.conftest import in_database
 from tests.contracts.conftest import NatsServer
-from tests.fault.replica_cases import CASES, Case
 from tests.fault.replica_cluster import error_of, inject, replica_cluster, simulated_model, until_idle
+from tests.fault.replicas.cases import CASES, Case
 from tests.fault.worker_process import Surroundings, open_worker
 from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
 
@@ -68,7 +68,7 @@ async def settings(postgres_server: str, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(local_ray: None) -> Iterator[None]:
     with replica_cluster(MODELS):
         yield
 

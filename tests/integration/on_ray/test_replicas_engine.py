@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Any
 
 import pytest
-import ray
 from ray import serve
 
 from serve_app.configured import AdapterConfig
@@ -66,12 +65,10 @@ def settings(adapters: Path) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def cluster(settings: Settings, model_folder: Path) -> Iterator[None]:
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+def cluster(local_ray: None, settings: Settings, model_folder: Path) -> Iterator[None]:
     serve.run(build_deployment(settings.models[0], source_path=str(model_folder)), name=APP_NAME, route_prefix=None)
     yield
-    serve.shutdown()
-    ray.shutdown()
+    serve.delete(APP_NAME)
 
 
 @pytest.fixture

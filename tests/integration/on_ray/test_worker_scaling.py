@@ -25,7 +25,7 @@ from tests.fault.worker_process import Surroundings
 from tests.integration.dagster_stand import make_run
 
 pytestmark = [
-    pytest.mark.timeout(600),  # Ray starts processes three times here
+    pytest.mark.timeout(600),  # Ray starts processes twice here
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's and grpc's own
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its log files open
@@ -67,7 +67,12 @@ class Place(Surroundings):
 
 
 @pytest.fixture
-async def place(postgres_dsn: str, own_nats: NatsServer, tmp_path: Path) -> AsyncIterator[Place]:  # noqa: F811 - the fixture
+async def place(
+    local_ray: None,
+    postgres_dsn: str,
+    own_nats: NatsServer,  # noqa: F811 - the fixture
+    tmp_path: Path,
+) -> AsyncIterator[Place]:
     settings = Settings(
         config="simulated",
         models=[simulated_model(MODEL, ttft_ms=0, itl_ms=0)],
@@ -92,6 +97,7 @@ async def place(postgres_dsn: str, own_nats: NatsServer, tmp_path: Path) -> Asyn
         await made.open(stack)
         await made.nats.subscribe("evt.chat.*", made.hear)
         await asyncio.to_thread(lambda: serve.run(build(settings), name=WORKER_APP_NAME, route_prefix=None))
+        stack.callback(serve.delete, WORKER_APP_NAME)
         yield made
 
 

@@ -20,8 +20,8 @@ from serve_app.replicas.catalog import deployment_name
 from serve_app.replicas.client import ServeReplicas
 from serve_app.runs import RunStatus
 from serve_app.settings import APP_NAME, Settings
-from tests.fault.replica_cases import CASES, Case
 from tests.fault.replica_cluster import TOKENS, error_of, inject, replica_cluster, simulated_model, until_idle
+from tests.fault.replicas.cases import CASES, Case
 from tests.integration.gateway_server import KEY, GatewayUnderTest, serve_gateway
 
 pytestmark = [
@@ -48,7 +48,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.na
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(local_ray: None) -> Iterator[None]:
     with replica_cluster(MODELS):
         yield
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 import ray
-from ray import serve
 
 from serve_app.configured import ModelConfig, SimulatedConfig
 from serve_app.errors import BadRequest, NotFound, Overloaded, UpstreamFailed
 from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.replicas.catalog import deployment_name
 from serve_app.replicas.client import ServeReplicas
-from serve_app.replicas.deployment import build_deployment
-from serve_app.settings import APP_NAME, Settings
+from serve_app.settings import Settings
+from tests.fault.replica_cluster import replica_cluster
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's and grpc's own
@@ -55,20 +54,9 @@ SETTINGS = Settings(
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
-    handles = {m.model_id: build_deployment(m, source_path="") for m in SETTINGS.models}
-    serve.run(serve.deployment(_Root).options(num_replicas=1).bind(handles), name=APP_NAME, route_prefix=None)
-    yield
-    serve.shutdown()
-    ray.shutdown()
-
-
-class _Root:
-    """Serve wants one deployment at the head of an application."""
-
-    def __init__(self, handles: dict[str, Any]) -> None:
-        self._handles = handles
+def cluster(local_ray: None) -> Iterator[None]:
+    with replica_cluster(SETTINGS.models):
+        yield
 
 
 @pytest.fixture
