@@ -104,19 +104,21 @@ WITH settled AS (
     SET scope = excluded.scope, trace_id = excluded.trace_id, model = excluded.model, content = excluded.content,
         answer = excluded.answer, usage = excluded.usage, corpus = excluded.corpus, created_at = now(),
         expires_at = excluded.expires_at, quarantined_at = NULL, quarantine_reason = NULL
+    RETURNING req_id
 ), placed AS (
+    -- From `kept`: so the answer is locked before its vector, as everywhere else. Parts that nothing reads run backwards.
     INSERT INTO completion_vectors (req_id, scope, embedding, question, expires_at)
-    SELECT :req_id, :scope, :embedding::halfvec, :question::text, now() + make_interval(secs => :ttl_s)
-    FROM settled
-    WHERE :keep AND :embedding::halfvec IS NOT NULL
+    SELECT req_id, :scope, :embedding::halfvec, :question::text, now() + make_interval(secs => :ttl_s)
+    FROM kept
+    WHERE :embedding::halfvec IS NOT NULL
     ON CONFLICT (req_id) DO UPDATE
     SET scope = excluded.scope, embedding = excluded.embedding, question = excluded.question, expires_at = excluded.expires_at
 ), extended AS (
     -- The same question has the same vector: a refreshed answer is found by meaning as the one before it was.
-    UPDATE completion_vectors
+    UPDATE completion_vectors AS vector
     SET scope = :scope, expires_at = now() + make_interval(secs => :ttl_s)
-    FROM settled
-    WHERE :keep AND :embedding::halfvec IS NULL AND req_id = :req_id
+    FROM kept
+    WHERE :embedding::halfvec IS NULL AND vector.req_id = kept.req_id
 )
 SELECT key_id FROM settled;
 
