@@ -40,7 +40,6 @@ class NatsAudience:
             # The server has it a moment later; `others` allows for that, so that no run waits for a round trip here.
             subscription = await self._connection.subscribe(_subject(trace_id), answer)
         except Unavailable as error:
-            # A subscription that was made is kept all the same: it counts as soon as NATS is back.
             logger.warning("other gateways may not see this reader", trace_id=trace_id, error=error.message)
         try:
             yield

@@ -70,8 +70,8 @@ class Readers:
 
     async def _all_left(self, trace_id: str, seats: _Seats, *, stop: bool) -> None:
         await seats.attendance.aclose()
-        # Somebody may have come back while we were leaving.
-        if not stop or trace_id in self._seats or await self._audience.others(trace_id):
+        # Somebody may have come back while we were leaving, or while we asked.
+        if not stop or trace_id in self._seats or await self._audience.others(trace_id) or trace_id in self._seats:
             return
         try:
             await self._stop(trace_id, "the client left")
