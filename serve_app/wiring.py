@@ -61,8 +61,7 @@ class Parts:
     async def close(self) -> None:
         """Close every connection; a part that is away does not hold up the others."""
         await self.nats.close()
-        await self.pool.close()
-        await self.searches.close()
+        await asyncio.gather(self.pool.close(), self.searches.close())
         if self.embedder is not None:
             self.embedder.close()
         if self.tracing is not None:
@@ -87,7 +86,7 @@ async def open_parts(settings: Settings, *, name: str, with_embedder: bool, hand
         application_name=f"aifactory-{name}",
     )
     pool = reach(size=settings.postgres_pool_size - half, custom_plans=False)
-    searches = reach(size=half, custom_plans=True)
+    searches = reach(size=half, custom_plans=True, breaker=pool.breaker)
     connection = NatsConnection(settings.nats_url.get_secret_value(), f"aifactory-{name}")
     bus = NatsEventBus.for_settings(connection, settings)
     queue = run_queue(connection, settings)

@@ -53,6 +53,7 @@ class PostgresPool:
     `timeout_s` bounds each of: getting a connection, one statement. Use it from one event loop, and close it there.
     `custom_plans`: each statement is planned anew for its values. Searches need that: how many rows they read depends on
     the scope or the project, which a plan for all does not know. Elsewhere it doubles what a short statement costs.
+    `breaker`: that of another pool on the same server, so that what one finds out the other knows.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PostgresPool:
         timeout_s: float = 5.0,
         application_name: str = "aifactory",
         custom_plans: bool = True,
+        breaker: Breaker | None = None,
     ) -> None:
         self._dsn = dsn
         self._size = size
@@ -70,8 +72,8 @@ class PostgresPool:
         self._application_name = application_name
         self._plans = "force_custom_plan" if custom_plans else "auto"
         self._where = location(dsn)
-        self._breaker = Breaker(pause_s=RETRY_AFTER_S / 2, trial_s=timeout_s)
-        self._lane = asyncio.Semaphore(max(1, size // 4))
+        self.breaker = breaker or Breaker(pause_s=RETRY_AFTER_S / 2, trial_s=timeout_s)
+        self._lane = asyncio.Semaphore(max(1, size // 2))
         self._pool: Any = None
         self._closed = False
 
@@ -98,7 +100,7 @@ class PostgresPool:
     async def shared_lane(self) -> AsyncIterator[None]:
         """Enter this before borrowing a connection to wait with for a row that many want at once, such as a limit's.
 
-        A quarter of the pool may: the other connections are for those who wait for nobody. Raises errors.Unavailable.
+        Half of the pool may: the other connections are for those who wait for nobody. Raises errors.Unavailable.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -131,7 +133,7 @@ class PostgresPool:
     async def _acquire(self) -> tuple[Any, Connection]:
         if self._closed:
             raise unavailable(f"the connection pool to Postgres at {self._where} is closed")
-        self._breaker.enter()
+        self.breaker.enter()
         pool = await self._opened()
         try:
             with away_is_unavailable(self._where):
@@ -141,9 +143,9 @@ class PostgresPool:
                 # A full pool says nothing about the server, so the breaker stays as it is.
                 busy = f"all {self._size} connections to Postgres at {self._where} were busy for {self._timeout_s:g} s"
                 raise unavailable(busy) from error
-            self._breaker.trip(error.message)
+            self.breaker.trip(error.message)
             raise
-        self._breaker.close()
+        self.breaker.close()
         return pool, borrowed
 
     def _all_in_use(self, pool: Any, error: Unavailable) -> bool:

@@ -128,11 +128,15 @@ async def test_while_postgres_is_away_requests_do_not_each_wait() -> None:
 
     listener = await asyncio.start_server(deaf, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    pool = PostgresPool(f"postgresql://somebody@127.0.0.1:{port}/x", timeout_s=0.5)
+    dsn = f"postgresql://somebody@127.0.0.1:{port}/x"
+    pool = PostgresPool(dsn, timeout_s=0.5)
+    beside = PostgresPool(dsn, timeout_s=60, breaker=pool.breaker)
     try:
         with pytest.raises(Unavailable):
             await pool.ping()
         began = time.monotonic()
+        with pytest.raises(Unavailable):
+            await beside.ping()  # knows it from the other
         for _ in range(100):
             with pytest.raises(Unavailable):
                 await pool.ping()
