@@ -52,6 +52,7 @@ class Gateway:
             meter=parts.limits,
         )
         await self._lifecycle.start()
+        gc.collect()
         gc.freeze()  # what stands now stays: the collector need not walk through it again and again under load
 
     def __serve_build_asgi_app__(self) -> FastAPI:
