@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 from bench.chaos.servers import MortalPostgres
 from serve_app.bus.audience import NatsAudience
 from serve_app.bus.streams import event_subject
+from serve_app.errors import Unavailable
 from serve_app.events import FinishedEvent, RoleEvent, TokenEvent, decode
 from serve_app.runs import RunStatus
 from serve_app.settings import Settings
@@ -57,6 +58,7 @@ class Scene:
     """A gateway and a worker over a Postgres that may be killed."""
 
     postgres: MortalPostgres
+    here: Surroundings  # the gateway's connections
     gateway: GatewayUnderTest
     worker: Surroundings
     replicas: HeldReplicas
@@ -74,6 +76,15 @@ class Scene:
 
     def heard(self, kind: type) -> int:
         return sum(isinstance(body, kind) for body in self.told)
+
+    async def gateway_has_postgres(self) -> None:
+        """Wait until the gateway asks Postgres again: its breaker may have tripped while that was starting up."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                try:
+                    return await self.here.pool.ping()
+                except Unavailable as away:
+                    await asyncio.sleep(away.retry_after_s or 1.0)
 
 
 @pytest.fixture
@@ -107,7 +118,7 @@ async def scene(
         gateway = await stack.enter_async_context(serve_gateway(parts, lease_s=6))
         http = await stack.enter_async_context(gateway.http())
         http.headers["Idempotency-Key"] = "one"
-        yield Scene(mortal_server, gateway, worker, replicas, http)
+        yield Scene(mortal_server, here, gateway, worker, replicas, http)
 
 
 @pytest.mark.parametrize("done_while_away", [True, False], ids=["done while away", "done later"])
@@ -130,6 +141,7 @@ async def test_a_debate_outlasts_postgres(scene: Scene, done_while_away: bool) -
     assert text == "Paris"
 
     trace_id = reading.result().headers["x-trace-id"]
+    await scene.gateway_has_postgres()
     row = await scene.gateway.store.find(trace_id)
     assert row is not None
     assert (row.status, row.attempt) == (RunStatus.SUCCEEDED, 1)
