@@ -2,8 +2,8 @@
 
 import asyncio
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
@@ -14,13 +14,13 @@ from serve_app.errors import BadRequest, NotFound
 from serve_app.events import FinishedEvent, RunEvent, TokenEvent
 from serve_app.runs import RunStatus
 from serve_app.settings import Settings
-from tests.contracts.conftest import own_nats  # noqa: F401 - a fixture
 from tests.fault.worker_process import Surroundings, open_worker
 from tests.integration.dagster_stand import Script, ScriptedReplicas
-from tests.integration.test_dagster_ui import TERMINATE, Page, page, ui_instance, ui_settings  # noqa: F401 - fixtures
+from tests.integration.on_dagster_page.page import TERMINATE, Page
 
 WAIT_S = 90.0
-LAUNCH = """mutation($config: RunConfigData!) { launchRun(executionParams: {mode: "default", runConfigData: $config, selector:
+LAUNCH = """mutation($config: RunConfigData!, $tags: [ExecutionTag!]) { launchRun(executionParams: {mode: "default",
+  runConfigData: $config, executionMetadata: {tags: $tags}, selector:
   {repositoryLocationName: "aifactory", repositoryName: "__repository__", jobName: "debate"}}) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
   ... on RunConfigValidationInvalid { errors { message } } } }"""
@@ -44,16 +44,14 @@ async def heard(around: Surroundings, trace_id: str) -> list[RunEvent]:
         return [event async for event in events]
 
 
-async def launched(page: Page, instance: DagsterInstance, config: dict[str, Any]) -> DagsterRun:  # noqa: F811 - the fixture
+async def launched(page: Page, instance: DagsterInstance, config: dict[str, Any]) -> DagsterRun:
     told = await page.ask(LAUNCH, config=config)
     assert told["__typename"] == "LaunchRunSuccess", told
     return await run_of(instance, told["run"]["runId"])
 
 
 async def test_a_debate_is_launched_and_executed_as_that_very_run(
-    ui_settings: Settings,  # noqa: F811 - the fixture
-    ui_instance: DagsterInstance,  # noqa: F811 - the fixture
-    page: Page,  # noqa: F811 - the fixture
+    ui_settings: Settings, ui_instance: DagsterInstance, page: Page
 ) -> None:
     replicas = ScriptedReplicas(A=Script(("Lyon",)), B=Script(("Paris",)), C=Script(("Rome",)), judge=Script(("B",)))
     async with AsyncExitStack() as stack:
@@ -90,28 +88,23 @@ async def test_a_debate_is_launched_and_executed_as_that_very_run(
         assert end.reason == "stop", end
 
 
-async def test_a_launch_without_question_or_with_a_wrong_model_says_what_to_do(
-    ui_instance: DagsterInstance,  # noqa: F811 - the fixture
-    page: Page,  # noqa: F811 - the fixture
-) -> None:
-    before = datetime.now(UTC)  # the tests of a session share Dagster's database
+async def test_a_launch_without_question_or_with_a_wrong_model_says_what_to_do(ui_instance: DagsterInstance, page: Page) -> None:
+    tag = {"key": "test", "value": uuid4().hex}  # the tests of a session share Dagster's database
     for config, hint in (
         (filled_in(None, rounds=2), "ops.plan.config.question"),
         (filled_in(judge_model="nobody"), "known models"),
     ):
-        told = await page.ask(LAUNCH, config=config)
+        told = await page.ask(LAUNCH, config=config, tags=[tag])
         assert told["__typename"] == "PythonError", told
         assert hint in told["message"]
-    refused = await asyncio.to_thread(ui_instance.get_runs, RunsFilter(created_after=before))
+    refused = await asyncio.to_thread(ui_instance.get_runs, RunsFilter(tags={tag["key"]: tag["value"]}))
     assert [run.status for run in refused] == [DagsterRunStatus.FAILURE] * 2
     misspelt = await page.ask(LAUNCH, config=filled_in(round=2))
     assert misspelt["__typename"] == "RunConfigValidationInvalid", misspelt
 
 
 async def test_a_launched_debate_that_no_worker_has_taken_is_terminated(
-    ui_settings: Settings,  # noqa: F811 - the fixture
-    ui_instance: DagsterInstance,  # noqa: F811 - the fixture
-    page: Page,  # noqa: F811 - the fixture
+    ui_settings: Settings, ui_instance: DagsterInstance, page: Page
 ) -> None:
     async with AsyncExitStack() as stack:
         around = Surroundings(ui_settings, "worker")
