@@ -25,6 +25,7 @@ from typing import Final
 import httpx
 import numpy as np
 
+from bench.ending import end_on_sigterm
 from bench.first_token import AIFACTORY, first_token
 from bench.gateway.summary import quantile
 from bench.own_postgres import own_pool
@@ -49,6 +50,7 @@ _VECTOR_COLUMNS: Final = ("req_id", "scope", "embedding", "question", "expires_a
 
 def main() -> None:
     """Prints one table."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description="speed of the answer cache; see bench/cache_speed.py")
     parser.add_argument("--rows", default="10000,200000,1000000")
     parser.add_argument("--api", action="store_true", help="measure the running stack instead")

@@ -15,7 +15,7 @@ With --together all stand at once and are measured in turns, request by request 
 LiteLLM and vllm-router are installed in environments of their own under --state; Ray Serve LLM is the one that this
 environment has, because the product runs on the same. A candidate that cannot be had is in the table, with the reason.
 Raw figures go to bench/out as JSON lines; --report makes the table of such files. Exit code 1 when a goal is missed.
-`--engine vllm` (the small CPU model of configuration `local` everywhere) has been written, not yet run.
+`--engine vllm` has the small CPU model of configuration `local` everywhere.
 """
 
 import sys

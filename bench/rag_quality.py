@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.ending import end_on_sigterm
 from bench.gateway.summary import quantile
 from bench.own_postgres import own_pool
 from serve_app.embeddings import OnnxEmbedder, load_embedder
@@ -59,6 +60,7 @@ class Asked:
 
 def main() -> None:
     """Prints the tables."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description="recall of retrieval on a small labelled set")
     parser.add_argument("--floors", type=_numbers, default=(), help="values of rag_min_similarity to compare, such as 0.2,0.3")
     parser.add_argument("--misses", action="store_true", help="name the questions whose passage is not among the first three")

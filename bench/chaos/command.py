@@ -12,6 +12,7 @@ from bench.chaos.ground import Ground, standing_ground
 from bench.chaos.invariants import Finding
 from bench.chaos.kills import TARGETS, plan
 from bench.chaos.story import Story, chaos, disconnects
+from bench.ending import end_on_sigterm
 
 _MOST_SHOWN = 20
 _WARM_UP = 0.2  # of a run without kills: memory counts after this part
@@ -19,6 +20,7 @@ _WARM_UP = 0.2  # of a run without kills: memory counts after this part
 
 def main() -> None:
     """Exit code 1 when an invariant is broken."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description="random kills under a mixed load; see bench/chaos.py")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=20)

@@ -17,6 +17,7 @@ from typing import Any, Final, TextIO
 import psutil
 import uvloop
 
+from bench.ending import end_on_sigterm
 from bench.gateway import figures
 from bench.gateway.aifactory import aifactory
 from bench.gateway.candidate import ROOT, Candidate, Ground, NotHad
@@ -38,6 +39,7 @@ _OUT: Final = ROOT / "bench" / "out"
 
 def main() -> None:
     """Exit code 1 when a goal is missed."""
+    end_on_sigterm()
     options = _options()
     if options.report:
         lines = [json.loads(text) for path in options.report for text in path.read_text().splitlines()]

@@ -34,8 +34,13 @@ def work_of(engine: str) -> Work:
 
 
 def body(model: str, question: str, tokens: int, *, stream: bool) -> dict[str, Any]:
-    """A chat request that any OpenAI server understands. Questions must differ: ours answers identical ones once."""
+    """A chat request that any OpenAI server understands. Questions must differ: ours answers identical ones once.
+
+    A real engine would end some answers early, and the candidates would be given different work: it is told not to.
+    """
+    whole = {} if model in SIMULATED else {"ignore_eos": True}
     return {
+        **whole,
         "model": model,
         "messages": [{"role": "user", "content": question}],
         "max_tokens": tokens,

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from bench.ending import end_on_sigterm
 from bench.workflow import backlog, figures
 from bench.workflow.ground import Ground, standing_ground
 from bench.workflow.ray_launch import write_home
@@ -29,6 +30,7 @@ class Line:
 
 def main() -> None:
     """Exit code 1 when a goal is missed."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description="what the workflow route costs; see bench/workflow.py")
     parser.add_argument("--rounds", type=int, default=30, help="debates for the first token; other figures take a share")
     parser.add_argument("--ray-rounds", type=int, default=5, help="Ray jobs, some ten seconds each")

@@ -1,0 +1,14 @@
+"""What a bench has started is ended by it, also when it is told to stop."""
+
+import signal
+import sys
+from types import FrameType
+
+
+def end_on_sigterm() -> None:
+    """From here on SIGTERM leaves the program as Ctrl-C does: through every `finally`. Only for the main thread."""
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
