@@ -138,6 +138,8 @@ Who is the founder of Ford? / Who is the owner of Ford?
 How is speed measured? / How is speed calculated?
 Is eating fish safe? / Is catching fish safe?
 How tall is the US president? / How tall is the UK president?
+Tell me a joke / Tell me jokes
+Give me a country in Africa / Give me countries in Africa
 """
 PAIRS = [tuple(line.split(" / ")) for line in (ONCE_FALSE_HITS + NEVER_ONE).split("\n") if line]
 
