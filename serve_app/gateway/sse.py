@@ -21,7 +21,8 @@ from serve_app.lifecycle.reply import Reply
 from serve_app.runs import Answer
 from serve_app.telemetry import count, logger, observe
 
-KEEPALIVE = b": keep-alive\n\n"
+# No blank line behind it: openai's decoder takes one for an event without data once there was an id, and breaks.
+KEEPALIVE = b": keep-alive\n"
 DONE = b"data: [DONE]\n\n"
 
 

@@ -258,6 +258,26 @@ async def test_keepalive_while_the_model_is_silent() -> None:
     assert text.endswith("data: [DONE]\n\n")
 
 
+async def test_the_openai_client_reads_on_over_keepalives() -> None:
+    """Its decoder takes a blank line for an event once there was an id, whatever stands before it."""
+    async with serve_gateway(keepalive_s=0.05) as gateway:
+        gateway.replicas.hold = asyncio.Event()
+        async with (
+            openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as sdk,
+            httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False) as http,
+        ):
+            stream = await sdk.chat.completions.create(**ASK, stream=True)
+            # Reads the same run, and has begun later: what it has heard the other one was sent too.
+            async with http.stream("POST", f"{gateway.url}/v1/chat/completions", json={**ASK, "stream": True}) as beside:
+                text = ""
+                async for part in beside.aiter_text():
+                    text += part
+                    if text.partition("id: ")[2].count(": keep-alive") == 3:
+                        gateway.replicas.hold.set()
+            said = [choice.delta.content or "" async for chunk in stream for choice in chunk.choices]
+    assert "".join(said) == "The capital is Paris."
+
+
 async def test_events_of_a_run_resume_after_an_id(http: httpx.AsyncClient, gateway: GatewayUnderTest) -> None:
     first = await http.post("/v1/chat/completions", json={**ASK, "stream": True})
     trace_id = first.headers["x-trace-id"]
