@@ -1,7 +1,7 @@
 """Sees into the Ray cluster of a stack: which actor is which process, and how busy the engines are.
 
 A process of its own, because Ray reads its login from the environment when it is imported. One question a line on
-stdin, one JSON answer a line on stdout.
+stdin, `NUMBER QUESTION`; one answer a line on stdout, `ANSWER NUMBER JSON`.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ class Eyes:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._turn = asyncio.Lock()
+        self._asked = 0
 
     @classmethod
     async def open(cls, state: StackState, stack: AsyncExitStack, variables: Mapping[str, str] | None = None) -> Self:
@@ -97,11 +98,14 @@ class Eyes:
         if stdin is None or stdout is None:
             raise RuntimeError("the process that looks into Ray has no pipes")
         async with self._turn, asyncio.timeout(_TIMEOUT_S):
-            stdin.write(f"{question}\n".encode())
+            self._asked += 1
+            stdin.write(f"{self._asked} {question}\n".encode())
             await stdin.drain()
+            # Who was cancelled before has left its answer to be read.
+            head = f"ANSWER {self._asked} ".encode()
             while line := await stdout.readline():
-                if line.startswith(b"ANSWER "):
-                    return json.loads(line.removeprefix(b"ANSWER "))
+                if line.startswith(head):
+                    return json.loads(line.removeprefix(head))
         raise RuntimeError("the process that looks into Ray has ended; its stderr says why")
 
 
@@ -131,16 +135,21 @@ def _patiently(question: str, settings: Any) -> Any:
     return _look(question, settings)
 
 
+def answer(lines: Iterable[str], look: Callable[[str], Any]) -> None:
+    """Answer each question on stdout with what `look` sees, until the lines end."""
+    for line in lines:
+        number, _, question = line.strip().partition(" ")
+        sys.stdout.write(f"ANSWER {number} {json.dumps(look(question))}\n")
+        sys.stdout.flush()
+
+
 def _watch(address: str, settings_path: str) -> None:
     import ray
 
     settings = settings_from_dict(json.loads(Path(settings_path).read_text()))
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
-        for line in sys.stdin:
-            answer = _patiently(line.strip(), settings)
-            sys.stdout.write(f"ANSWER {json.dumps(answer)}\n")
-            sys.stdout.flush()
+        answer(sys.stdin, lambda question: _patiently(question, settings))
     finally:
         ray.shutdown()
 

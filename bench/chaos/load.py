@@ -31,6 +31,7 @@ class Load:
     lanes: int = 10
     pause_s: float = 0.3
     most_s: float = 120.0
+    leave_tokens: int = 400  # of an answer that is left in the middle
     exchanges: list[Exchange] = field(default_factory=list)
     _number: int = 0
 
@@ -66,7 +67,7 @@ class Load:
         """Ask and go away in the middle."""
         model = "debate" if what == "debate" else MODEL
         body = self.question(dice, model=model, stream=what == "stream" or dice.random() < 0.5 < (what == "debate"))
-        await self._ask(f"leave {what}", {**body, "max_tokens": 400}, leave_after_s=dice.uniform(0.05, 1.5))
+        await self._ask(f"leave {what}", {**body, "max_tokens": self.leave_tokens}, leave_after_s=dice.uniform(0.05, 1.5))
 
     async def keyed(self, kind: str, body: dict[str, Any], key: str) -> Exchange:
         """Ask under a key as an SDK does: again, with the same key, until there is an answer; then once more."""

@@ -127,12 +127,25 @@ async def bus_state(ground: Ground) -> BusState:
         await client.close()
 
 
+async def queued(ground: Ground) -> int:
+    """Runs that the queue still holds: a worker acknowledges one after its end is in the log."""
+    client = await nats.connect(ground.nats.url, name="records")
+    try:
+        return (await client.jetstream().stream_info(REQUEST_STREAM)).state.messages
+    finally:
+        await client.close()
+
+
 async def settled(ground: Ground, timeout_s: float) -> None:
-    """Wait until the log has no running row and the engines are idle; return after `timeout_s` in any case."""
+    """Wait until the log has no running row, the engines are idle and the queue is empty.
+
+    Returns after `timeout_s` in any case.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while loop.time() < deadline:
-        if await running(ground) == 0 and await ground.eyes.busy() == 0 and not await open_dagster_runs(ground):
+        ended = await running(ground) == 0 and await ground.eyes.busy() == 0 and not await open_dagster_runs(ground)
+        if ended and await queued(ground) == 0:
             return
         await asyncio.sleep(1)
 

@@ -143,7 +143,7 @@ class Stage:
     async def queue(self) -> Any:
         if self.kind == "memory":
             self._memory_queue = self._memory_queue or InMemoryRunQueue(
-                ack_wait_s=ACK_WAIT_S, max_deliver=3, max_pending=self.settings.queue_max_pending
+                ack_wait_s=self.settings.queue_ack_wait_s, max_deliver=3, max_pending=self.settings.queue_max_pending
             )
             return self._memory_queue
         connection = await self.connection()

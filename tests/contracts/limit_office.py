@@ -40,7 +40,7 @@ class Office:
 
 
 @asynccontextmanager
-async def open_office(postgres_dsn: str, *, timeout_s: float = 5.0) -> AsyncIterator[Office]:
+async def open_office(postgres_dsn: str, *, timeout_s: float = 30.0) -> AsyncIterator[Office]:
     """An office with two gateways."""
     async with AsyncExitStack() as stack:
         pools = [PostgresPool(postgres_dsn, size=8, timeout_s=timeout_s) for _ in range(2)]

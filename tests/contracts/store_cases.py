@@ -10,6 +10,7 @@ from serve_app.runs import Answer, Outcome, Question, Route, Run, RunStatus, new
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
 OVER = -1.0  # a lease that is over as soon as it is given
+SKEW_S = 5.0  # Postgres's clock may be another machine's
 
 
 @dataclass(frozen=True)

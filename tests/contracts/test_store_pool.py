@@ -57,10 +57,20 @@ def switch(unstarted_postgres: EmbeddedPostgres) -> Iterator[Switch]:
 
 @pytest.fixture
 async def small_pool(postgres_dsn: str) -> AsyncIterator[PostgresPool]:
-    # The bound also holds for the first connection, which a busy machine may take its time for.
     pool = PostgresPool(postgres_dsn, size=1, timeout_s=2)
+    await until_pinged(pool)
     yield pool
     await pool.close()
+
+
+async def until_pinged(pool: PostgresPool) -> None:
+    """The pool's bound also holds for its first connection, which a busy machine may take its time for."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await pool.ping()
+            except Unavailable:
+                await asyncio.sleep(0.02)  # the pool tries again after a pause
 
 
 async def until_found(store: PostgresRunStore, trace_id: str) -> RunRecord | None:
@@ -198,7 +208,7 @@ async def test_a_frozen_server_is_unavailable_to_statements_under_way(postgres_d
     async with relay(postgres_dsn, frozen) as dsn:
         pool = PostgresPool(dsn, size=1, timeout_s=1)
         try:
-            await pool.ping()
+            await until_pinged(pool)
             frozen.set()
             for _ in range(2):  # the first over the connection that was there, the second over none
                 with pytest.raises(Unavailable):

@@ -10,21 +10,22 @@ from serve_app.ports import Leases
 from serve_app.runs import Outcome, Route, RunStatus, new_trace_id
 from serve_app.store.pool import PostgresPool
 from serve_app.store.run_log import PostgresRunStore
-from tests.contracts.store_cases import CANCELLED, OVER, USAGE, Store, a_run, an_answer, failed, succeeded
+from tests.contracts.store_cases import CANCELLED, OVER, SKEW_S, USAGE, Store, a_run, an_answer, failed, succeeded
 
 
 async def test_a_new_key_is_claimed(store: Store) -> None:
     run = a_run()
     before = time.time()
     claim = await store.runs.claim(run, lease_s=30)
+    after = time.time()
     assert claim.claimed
     record = claim.record
     assert (record.trace_id, record.req_id, record.key) == (run.trace_id, run.req_id, run.key)
     assert (record.project, record.keyed) == ("p", False)
     assert (record.route, record.model, record.status, record.attempt) == ("direct", "m", RunStatus.RUNNING, 1)
     assert (record.answer, record.error, record.usage, record.dagster_run_id) == (None, None, None, None)
-    assert record.lease_until == pytest.approx(before + 30, abs=5)
-    assert record.created_at == pytest.approx(before, abs=5)
+    assert before + 30 - SKEW_S < record.lease_until < after + 30 + SKEW_S
+    assert before - SKEW_S < record.created_at < after + SKEW_S
     assert await store.runs.find(run.trace_id) == record
 
 
@@ -121,10 +122,12 @@ async def test_an_extended_lease_holds(store: Store) -> None:
 async def test_a_lease_can_be_made_shorter(store: Store) -> None:
     run = a_run(route="workflow")
     await store.runs.claim(run, lease_s=600)
+    before = time.time()
     await store.runs.extend_leases([run.trace_id], lease_s=30)
+    after = time.time()
     record = await store.runs.find(run.trace_id)
     assert record is not None
-    assert record.lease_until == pytest.approx(time.time() + 30, abs=5)
+    assert before + 30 - SKEW_S < record.lease_until < after + 30 + SKEW_S
 
 
 async def test_a_run_that_lost_its_row_extends_nothing(store: Store) -> None:

@@ -23,7 +23,7 @@ from serve_app.tasks import TaskOwner
 from tests.contracts.conftest import FAST, NatsServer, Stage, bus_settings, until
 from tests.contracts.store_cases import OVER, a_run, an_answer, succeeded
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 class Store(InMemoryRunStore):
@@ -137,7 +137,7 @@ async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_na
     connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
     connection.on_connect(ensure_event_stream(bus_settings()))
     bus, queue = NatsEventBus(connection, mode="jetstream", limits=FAST), NatsRunQueue(connection, bus_settings())
-    await connection.wait_connected(5)
+    await connection.wait_connected(WAIT_S)
     sweeper = a_sweeper(store, bus, queue)
     try:
         own_nats.kill()
@@ -147,7 +147,7 @@ async def test_a_run_is_ended_while_nats_is_away_and_told_when_it_is_back(own_na
         assert record is not None
         assert record.status is RunStatus.FAILED
         own_nats.start()
-        await connection.wait_connected(10)
+        await connection.wait_connected(WAIT_S)
         assert await sweeper.sweep() == 0
         async with asyncio.timeout(WAIT_S), bus.subscribe(run.trace_id) as events:
             assert [type(event.body) async for event in events] == [FinishedEvent]
@@ -176,14 +176,14 @@ async def test_workflow_runs_are_left_to_the_queue_after_nats_was_away(own_nats:
     store, run = InMemoryRunStore(), a_run(route="workflow")
     connection = NatsConnection(own_nats.url, "sweeper", reconnect_wait_s=0.1)
     bus, queue = NatsEventBus(connection, mode="core", limits=FAST), NatsRunQueue(connection, bus_settings())
-    await connection.wait_connected(5)
+    await connection.wait_connected(WAIT_S)
     sweeper = a_sweeper(store, bus, queue)
     try:
         await store.claim(run, lease_s=OVER)
         own_nats.kill()
         assert await sweeper.sweep() == 0
         own_nats.start()
-        await connection.wait_connected(10)
+        await connection.wait_connected(WAIT_S)
         assert await sweeper.sweep() == 0, "the queue had no time to bring the run again"
         sweeper._queue_since = 0.0
         assert await sweeper.sweep() == 1

@@ -18,7 +18,7 @@ class Tap:
     def __init__(self) -> None:
         self.events: dict[str, list[dict[str, Any]]] = defaultdict(list)
 
-    async def whole_run(self, trace_id: str, timeout_s: float = 10) -> list[dict[str, Any]]:
+    async def whole_run(self, trace_id: str, timeout_s: float = 60) -> list[dict[str, Any]]:
         """The events of a run, once its `finished` was heard. Checks that seq has no holes and the end comes once."""
         await until(lambda: any(e["type"] == "finished" for e in self.events[trace_id]), timeout_s, "finished")
         events = self.events[trace_id]

@@ -74,24 +74,40 @@ async def test_leaving_stops_a_debate(stack: RunningStack) -> None:
         await asyncio.wait({leaving})
         events = await tap.whole_run(next(iter(tap.events)), timeout_s=20)
     assert events[-1]["reason"] == "cancelled"
-    await stack.engines_idle(within_s=10)
+    await stack.engines_idle(within_s=30)  # the answer would take a minute
 
 
-def test_capacity_finds_the_knee_where_the_replica_has_it(stack: RunningStack, tmp_path: Path) -> None:
-    """Here because a stack runs. Bounds are wide: whoever else uses the machine moves the knee."""
-    out = tmp_path / "study"
+def study(stack: RunningStack, out: Path) -> tuple[dict[str, Any], str]:
+    """What `aifactory capacity` found out about the narrow replica, and what it printed."""
     options = ("--model", "sim-narrow", "--ttft-p95", "1", "--output-tokens", "12", "--rate", "20", "--out", str(out))
     pace = ("--level-s", "2", "--requests", "60", "--step-s", "6", "--loads", "2,5,8,12,18")
     done = stack.command("capacity", *options, *pace, timeout_s=240)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    known = json.loads(out.with_suffix(".json").read_text())
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert len(known["measured"]) == 5
-    assert 0.3 * NARROW_CEILING < known["measured_knee"] < 1.3 * NARROW_CEILING, done.stdout
-    assert 0.6 < known["predicted_knee"] / known["measured_knee"] < 1.7, done.stdout
-    assert known["replica"]["step_s"] > 0.024
-    assert known["advice"]["replicas"] >= 2, done.stdout
-    assert "knee: measured" in done.stdout
+    return json.loads(out.with_suffix(".json").read_text()), done.stdout
+
+
+def shows_the_knee(known: dict[str, Any]) -> bool:
+    """Bounds are wide: whoever else uses the machine moves the knee."""
+    measured, predicted = known["measured_knee"], known["predicted_knee"]
+    if measured is None or predicted is None:
+        return False
+    return bool(0.3 * NARROW_CEILING < measured < 1.3 * NARROW_CEILING and 0.6 < predicted / measured < 1.7)
+
+
+@pytest.mark.timeout(1200)
+def test_capacity_finds_the_knee_where_the_replica_has_it(stack: RunningStack, tmp_path: Path) -> None:
+    """Here because a stack runs."""
+    out = tmp_path / "study"
+    studies = [study(stack, out)]
+    if not shows_the_knee(studies[0][0]):  # one stall of a second hides it: then two others must both show it
+        studies = [study(stack, out), study(stack, out)]
+    for known, said in studies:
+        assert shows_the_knee(known), said
+        assert len(known["measured"]) == 5
+        assert known["replica"]["step_s"] > 0.024
+        assert known["advice"]["replicas"] >= 2, said
+        assert "knee: measured" in said
 
     offline = stack.command("capacity", "--replica", str(out.with_suffix(".json")), "--no-plot", "--out", str(tmp_path / "again"))
     assert offline.returncode == 0, offline.stderr

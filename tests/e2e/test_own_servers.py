@@ -16,7 +16,7 @@ from serve_app.local.ports import choose_port
 from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import ProcessRecord
 from tests.contracts.conftest import NatsServer
-from tests.e2e.dagster_page import BY_RAY, launch_sweep
+from tests.e2e.dagster_page import BY_RAY, launch_maintenance
 from tests.e2e.nats_tap import tapped
 from tests.e2e.observed_work import leave_a_stream, observed_round, run_into_a_limit
 from tests.e2e.prometheus_under_test import prometheus_of
@@ -98,7 +98,7 @@ async def test_client_whose_body_comes_in_its_own_packet_may_leave(stack: Runnin
             await until(lambda: any(e["type"] == "token" for es in tap.events.values() for e in es), 20, "a first token")
         events = await tap.whole_run(next(iter(tap.events)), timeout_s=20)
     assert events[-1]["reason"] == "cancelled"
-    await stack.engines_idle(within_s=10)
+    await stack.engines_idle(within_s=30)  # the answer would take a minute
 
 
 async def test_twenty_megabytes_are_refused(stack: RunningStack) -> None:
@@ -126,7 +126,7 @@ async def test_identical_requests_share_one_execution(stack: RunningStack) -> No
 
 async def test_a_job_that_is_launched_from_the_page_runs_beside_it(stack: RunningStack) -> None:
     """With heavy_jobs: ray it is a Ray job: tests/e2e/redeployed."""
-    run = await launch_sweep(stack)
+    run = await launch_maintenance(stack)
     assert run["status"] == "SUCCESS"
     assert BY_RAY not in run["tags"]
 
@@ -220,7 +220,7 @@ async def _until_ready(http: httpx.AsyncClient) -> None:
     async def ready() -> bool:
         return (await http.get("/readyz")).status_code == 200
 
-    await until(ready, 30, "/readyz after the part came back")
+    await until(ready, 90, "/readyz after the part came back")
 
 
 async def _until_away(http: httpx.AsyncClient, part: str) -> None:
@@ -228,4 +228,4 @@ async def _until_away(http: httpx.AsyncClient, part: str) -> None:
         response = await http.get("/readyz")
         return response.status_code == 503 and response.json()["parts"][part] != "ok"
 
-    await until(away, 20, f"/readyz naming {part}")
+    await until(away, 60, f"/readyz naming {part}")

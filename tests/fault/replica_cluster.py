@@ -58,8 +58,8 @@ async def inject(model: str, *faults: dict[str, Any]) -> None:
     await handle.set_faults.remote(list(faults))
 
 
-async def until_idle(models: Sequence[ModelConfig], *, timeout_s: float = 15) -> None:
-    """Wait until no engine of these models works on anything."""
+async def until_idle(models: Sequence[ModelConfig], *, timeout_s: float = 60) -> None:
+    """Wait until no engine of these models works on anything. What hangs or stalls by a fault is idle once it is aborted."""
     replicas = ServeReplicas(Settings(config="simulated", models=list(models)))
     async with asyncio.timeout(timeout_s):
         while any(row["running"] + row["waiting"] for row in await replicas.stats()):

@@ -39,6 +39,8 @@ class OneShots:
 
     def __init__(self, field: Field) -> None:
         self.field = field
+        # A process that is late counts as dead, and is followed by another: 15 s late now, and these tests count them.
+        field.settings.lease_s = 30
         self.launches = PostgresLaunches(field.pool)
         self.folder = field.settings.state_dir
         self.file = self.folder / "one-shot.json"

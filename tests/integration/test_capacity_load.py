@@ -40,7 +40,7 @@ async def test_a_frozen_system_does_not_slow_the_arrivals_and_the_whole_wait_cou
     assert figures.throughput == 0, "nothing ended within the step"
     # Who came first waited about 2.5 s, who came last about half a second.
     assert figures.ttft_p95 > 2.0
-    assert 0.8 < figures.ttft_p50 < 3.5
+    assert 0.8 < figures.ttft_p50 < figures.ttft_p95
     assert figures.waiting > 15
 
 

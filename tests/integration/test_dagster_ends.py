@@ -38,7 +38,7 @@ async def test_a_cancel_stops_the_replicas_and_the_dagster_run(settings: Setting
     assert isinstance(end, FinishedEvent)
     assert end.reason == "cancelled"
     assert stand.replicas.open == 0, "the engine still works for nobody"
-    assert took < 10  # the debaters would hang until the deadline
+    assert took < 30  # the debaters would hang until the deadline, a minute
     record = await stand.store.find(run.trace_id)
     assert record is not None
     assert record.status is RunStatus.CANCELLED

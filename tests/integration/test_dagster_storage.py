@@ -38,7 +38,9 @@ def instance(settings: Settings) -> Iterator[DagsterInstance]:
     made.dispose()
 
 
-END_WORKERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'aifactory-worker'"
+# Waits until they have ended, half a minute at most for each; counts those that did.
+END_WORKERS = """SELECT count(*) FILTER (WHERE pg_terminate_backend(pid, 30000)) FROM pg_stat_activity
+  WHERE application_name = 'aifactory-worker'"""
 
 
 @op

@@ -74,7 +74,7 @@ async def two_gateways(
                 "replicas": replicas,
             }
             connection.start()
-            await connection.wait_connected(10)
+            await connection.wait_connected(30)
             gateways.append(await stack.enter_async_context(serve_gateway(parts, **overrides)))
             clients.append(await stack.enter_async_context(gateways[-1].http()))
         yield Pair(gateways, clients, replicas, PostgresRunStore(PostgresPool(postgres_dsn)))
@@ -227,6 +227,6 @@ async def _ask_and_stay(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
 
 
 async def _until_true(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await condition():
             await asyncio.sleep(0.01)

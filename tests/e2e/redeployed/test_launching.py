@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.dagster_page import BY_RAY, launch_sweep, shown
+from tests.e2e.dagster_page import BY_RAY, ended, launch_maintenance
 from tests.e2e.nats_tap import tapped
 from tests.e2e.redeployed.deployed import Deployed
 from tests.e2e.stack_under_test import RunningStack, until
@@ -55,7 +55,7 @@ async def test_a_debate_has_a_process_of_its_own_and_looks_like_any_other(stack:
         run = (await http.get(f"/v1/runs/{trace_id}")).json()
     assert events[-1]["type"] == "finished"
     assert {event["task"] for event in events if event["type"] == "token" and "task" in event} == {"A", "B", "C"}
-    recorded = await shown(stack, run["dagster_run_id"])
+    recorded = await ended(stack, run["dagster_run_id"], within_s=60)
     assert recorded["status"] == "SUCCESS"
     assert {"key": "trace_id", "value": trace_id} in recorded["tags"]
     if way == "ray":
@@ -82,6 +82,6 @@ async def test_it_hears_cancels_and_leaves_the_engines_idle(stack: RunningStack)
 @pytest.mark.parametrize("way", ["ray"], indirect=True, scope="module")
 async def test_another_job_that_is_launched_from_the_page_is_a_ray_job(stack: RunningStack) -> None:
     """With heavy_jobs: ray. tests/e2e/test_own_servers.py launches one beside the page."""
-    run = await launch_sweep(stack)
+    run = await launch_maintenance(stack)
     assert run["status"] == "SUCCESS"
     assert BY_RAY in run["tags"]

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Ray's and grpc's own
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its log files open
+    pytest.mark.timeout(400),  # the first test waits for Ray and for every replica
 ]
 
 _HELLO = [{"role": "user", "content": "hello"}]
@@ -125,9 +126,9 @@ async def test_a_forced_tool_call_arrives_whole(replicas: ServeReplicas) -> None
 
 
 async def test_tokens_come_one_by_one(replicas: ServeReplicas) -> None:
-    times = [monotonic() async for _ in tokens(replicas, "slow", max_tokens=50)]
+    times = [monotonic() async for _ in tokens(replicas, "slow", max_tokens=300)]
     gaps = [after - before for before, after in pairwise(times)]
-    assert sum(gap > 0.01 for gap in gaps) >= 10  # 20 ms each; a clump would leave one gap with it all
+    assert sum(gap > 0.01 for gap in gaps) >= 60  # 20 ms each; a clump would leave one gap with it all
 
 
 async def test_leaving_stops_the_replica(replicas: ServeReplicas) -> None:
@@ -223,8 +224,10 @@ async def whose(replicas: ServeReplicas, *messages: dict[str, str]) -> str:
 async def test_the_turns_of_a_conversation_go_to_one_replica_and_conversations_to_all(replicas: ServeReplicas) -> None:
     assert len(await loads(replicas)) == 3
     first: dict[str, str] = {}
-    for question in map(str, range(12)):
+    for question in map(str, range(60)):  # ids of replicas are random: a dozen may leave one out
         first[question] = await whose(replicas, {"role": "user", "content": question})
+        if len(first) >= 4 and set(first.values()) == set(await loads(replicas)):
+            break
     assert set(first.values()) == set(await loads(replicas))
     for question in list(first)[:4]:
         later = [{"role": "assistant", "content": "yes"}, {"role": "user", "content": "and then?"}]
