@@ -11,4 +11,10 @@ def end_on_sigterm() -> None:
 
 
 def _leave(number: int, _: FrameType | None) -> None:
+    # Said again while the servers are being ended, it would cut that short. Not SIG_IGN: children would inherit it.
+    signal.signal(number, _heard)
     sys.exit(128 + number)
+
+
+def _heard(_: int, __: FrameType | None) -> None:
+    """It is ending."""

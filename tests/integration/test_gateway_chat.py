@@ -253,7 +253,7 @@ async def test_keepalive_while_the_model_is_silent() -> None:
             text = ""
             async for part in response.aiter_text():
                 text += part
-                if text.count(": keep-alive") == 2:
+                if text.count(": keep-alive") >= 2:
                     gateway.replicas.hold.set()
     assert text.endswith("data: [DONE]\n\n")
 
@@ -272,7 +272,7 @@ async def test_the_openai_client_reads_on_over_keepalives() -> None:
                 text = ""
                 async for part in beside.aiter_text():
                     text += part
-                    if text.partition("id: ")[2].count(": keep-alive") == 3:
+                    if text.partition("id: ")[2].count(": keep-alive") >= 3:
                         gateway.replicas.hold.set()
             said = [choice.delta.content or "" async for chunk in stream for choice in chunk.choices]
     assert "".join(said) == "The capital is Paris."
