@@ -8,6 +8,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from serve_app.errors import BadRequest, Overloaded
 from serve_app.int8_products import with_int8_products
 from serve_app.model_files import EmbeddingFiles, ModelError, resolve_embedding
 from serve_app.settings import Settings
+from serve_app.telemetry import logger
 
 _MAX_PENDING: Final = 16_384  # texts waiting for a worker
 _TINY: Final = 1e-12
@@ -25,22 +27,16 @@ _TINY: Final = 1e-12
 class OnnxEmbedder:
     """A transformer that gives a vector per token, pooled and normalised as its configuration says. Close it when done.
 
-    `int8_products`: weights that the file stores as int8 are used as such, which is faster and takes half the memory.
+    `int8_products`: weights that the file stores as int8 are used as such, which is faster and takes half the memory. Where
+    that fails, a warning says so and the file is used as it is.
     Raises ModelError for a model whose inputs or outputs it does not understand.
     """
 
     def __init__(
         self, files: EmbeddingFiles, model_id: str, *, workers: int = 2, cache_size: int = 2048, int8_products: bool = True
     ) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # two threads gain nothing on texts of this length
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            model = (with_int8_products(files.model) if int8_products else None) or str(files.model)
-            self._session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session: Any = (_int8_session(files.model) if int8_products else None) or _session(str(files.model))
             self._tokenizer: Any = Tokenizer.from_file(str(files.tokenizer))
         except Exception as error:
             raise ModelError(f"{files.model.parent}: the embedding model cannot be loaded: {error}") from error
@@ -194,6 +190,31 @@ def load_embedder(settings: Settings) -> OnnxEmbedder:
         cache_size=settings.embedding_cache_size,
         int8_products=settings.embedding_int8_products,
     )
+
+
+def _int8_session(file: Path) -> Any | None:
+    """A session with int8 products; None where there is nothing to gain, or where it cannot be had."""
+    try:
+        model = with_int8_products(file)
+        return None if model is None else _session(model)
+    except Exception as error:  # noqa: BLE001 - what only makes it faster must not be what keeps a model from use
+        logger.opt(exception=error).warning(
+            "the embedding model cannot be used with int8 products, its file is used as it is; "
+            "set embedding_int8_products to false to skip the attempt",
+            file=str(file),
+        )
+        return None
+
+
+def _session(model: str | bytes) -> Any:
+    """A session of a file, by its path, or of a model's bytes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # two threads gain nothing on texts of this length
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _of_length_one(vector: Sequence[float]) -> list[float]:

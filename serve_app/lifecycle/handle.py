@@ -104,10 +104,10 @@ class Lifecycle:
             ask = replace(ask, question=await self.research.of_now(ask.question))
         run = new_run(ask)
         with bound(run.trace_id, route=run.route):
-            # While cache and log are asked: most questions are new, and then the vector is wanted next.
+            # While cache and log are asked: most questions are new, and then the vector is wanted next. It begins when this
+            # first waits, with the look-up on its way: a hit must not wait for what is done to the text on the event loop.
             embedding = self._tasks.spawn(embed_question(self.embedder, self.guards, run), name="embed", awaited=True)
             try:
-                await asyncio.sleep(0)  # it hands the text to its thread first: that takes longest
                 if not run.keyed and (answer := await recall_exact(self.cache, run)):
                     return await self._replay_cached(run, answer)
                 if run.cache.mode == "only":
