@@ -51,6 +51,11 @@ PERSONS: Final = {
     **dict.fromkeys(("your", "yours", "yourself"), "2'"),
     **{word: word for word in ("he", "she", "they", "him", "her", "them", "his", "hers", "their", "theirs", "its")},
 }
+# A pattern: the longest, the most popular; not a forest.
+SUPERLATIVE: Final = (
+    r"(?!(?:inter|for|gu|w|t|r|requ|qu|conqu|n|ch|harv|prot|cont|arr|unr|ea?|inv|sugg|dig|manif|hon|mod|cr|v|p|ever|budap)est\b)"
+    r"\w+est|most \w+"
+)
 NEGATIONS: Final = words(
     "not no never without none nobody nothing nowhere neither nor "
     "non cannot hardly barely unless except excluding lack avoid instead"

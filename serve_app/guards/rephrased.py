@@ -3,16 +3,13 @@
 import re
 from typing import Final, NamedTuple
 
-from serve_app.guards.closed import LITERAL
+from serve_app.guards.closed import LITERAL, SUPERLATIVE
+from serve_app.guards.deeds import CALLED, DEED, DOING, INTENDED, NEEDED, NO_DEVICE, NOBODY, PERMITTED, TRACE
+from serve_app.guards.explainable import EXPLAIN, EXPLAINABLE
 from serve_app.guards.lexicon import gerund_of, lemma
 
 _LONGEST: Final = 400  # characters; longer texts are compared word by word anyway
 _PEOPLE: Final = r"(?:i|you|u|we|one|people|someone|somebody|anyone)"
-# What one does is what I do; what one parent does is not. "You" may be the one who is asked, "people" do what I do not.
-_DEED: Final = (
-    r"(?!die\b)(?=(?:be|become|get|have|do|go|eat|learn|bring|see|choose|apply|avoid|obtain|enter|live|send|take|write|tell|"
-    r"invest|believe|know|add|wear|carry|expect|prepare|use|start|make|find|buy|sell|keep)\b|\w+\W*$|\w+ (?:an?|the|to|up|off)\b)"
-)
 _NO_PERSON: Final = r"(?!.*\b(?:my|mine|me|our|us|your|yours|you|i)\b)"
 _ASKED: Final = r"(?=(?:how|what|why|when|where|who|which|whether)\b)"
 _PLACE: Final = r"(country|city|state|town|continent|region|county|province)"
@@ -52,28 +49,22 @@ _PIECE: Final = (
     r"(?:an? |some |the )"
     r"(?:list|recipe|summary|explanation|example|overview|definition|description|tips|ideas|advice|information)\b"
 )
-_MOST: Final = r"(?!(?:inter|for|gu|w|t|r|requ|qu|n|ch|harv|prot|cont|arr|ea?|inv|sugg|dig|manif|hon|mod)est\b)\w+est|most \w+"
 # Of these all there are is meant anyway; the largest state may be one of the United States, the commonest element one of all.
 _LIVING: Final = r"(?:animal|mammal|bird|fish|snake|insect|spider|tree|person|man|woman|country|city|building)"
 _UNIQUE: Final = rf"(?:{_LIVING}|mountain|continent|ocean|lake|river|desert|island|waterfall|bridge|language|car|ship)"
-# To activate a phone is not to turn it on.
-_DEVICE: Final = (
-    r"(?! (?:(?:my|the|an?|your|our) )?(?:\w+ )?(?:i?phone|cellphone|smartphone|mobile|computer|laptop|pc|mac|macbook|i?pad|"
-    r"tablet|kindle|tv|television|watch|camera|console|xbox|playstation|ps[45]|router|modem|printer|car)s?\b)"
-)
-# What one may or may not: elsewhere, can I is whether it is possible.
-_PERMITTED: Final = (
-    r"(?=(?:bring|take|carry|park|smoke|vape|camp|keep|enter|leave|sublet|rent|build|sell|record|film|hunt|marry|work|drive|ride|"
-    r"fly|wear|own|buy|cancel|return|withdraw)\b)"
-)
-_NEEDED: Final = r"(?:needed (?=to|for|in)|required (?=for|in)|(?<=visa |port |rmit |ense |cket )required (?=to))"  # not: parents
-_TRACE: Final = r"(?:stains?|limescale|rust|scratch(?:es)?|mou?ld|tattoos?|malware|adware|wrinkles)"  # but: get rid of old paint
-# Explain the price of gold: not which it is, but why.
-_VALUE: Final = (
-    r"(?!(?:my|our)\b|(?:the|your|his|her|their|its) (?:\w+ ){0,2}?(?:price|cost|colou?r|size|age|height|weight|length|width|"
-    r"depth|speed|temperature|date|time|rate|number|name|capital|population|currency|value|score|result|answer|ending|joke|winner)s?\b)"
-)
 _SOME: Final = r"(?:some |a few |a couple of )"
+# The danger to me, what was said to me.
+_NOT_MINE: Final = (
+    r"(?!.*\b(?:\w+ed|sent|said|given|sold|lent|due|next|nearest|closest|available|open|access|relation|harm|value|"
+    r"importance|relevance|meaning|significance|(?:risk|danger|threat|benefit|cost|damage|advantage|consequence|effect)s?)"
+    r" to me\W*$)"
+)
+# The best diet for me is not the best diet; a summary for me is the summary.
+_NO_TASK: Final = (
+    r"(?!(?:summari[sz]e|write|rewrite|paraphrase|proofread|translate|find|book|reserve|order|draft|compose|generate|create|make|"
+    r"convert|calculate|compute|solve|compare|outline|draw|design|plan|check|fix|debug|format|sort|count|look|set|open|call|send|"
+    r"recommend|suggest)\b)"
+)
 _OWN: Final = r"(?!(?:my|our|your|his|her|their|its|this|that|it|him|them|me|us)\b)"  # list my car, name my car
 _LISTING: Final = rf"(?:(?:list|listing|name|naming) (?!of\b)|{_GIVE} (?:me|us)(?: with)? ){_NO_SINGLE}{_OWN}"
 # Name some mammals is not: what are mammals?
@@ -83,6 +74,10 @@ _KINDS: Final = (
 )
 _MEMBERS: Final = rf"(?=the |{_KINDS})"
 _JUDGED: Final = r"(?:good|great|best|popular|famous|common|fun|cheap|easy|healthy|ways|things|tips|ideas|examples)\b"
+# Recommend a book: one, and not books.
+_ASKED_FOR: Final = (
+    r"suggest|recommend|propose|share|find|write|draft|compose|generate|create|invent|design|draw|pick|choose|plan|book|reserve"
+)
 _SHOWN: Final = rf"(?!show\w* (?:me|us)(?: with)? the (?!{_KINDS}))"  # the Mona Lisa
 _TO_SITE: Final = r"(?=\W*$| (?:to|with|as|from|for|of|again)\b)"
 # How much is a gallon?
@@ -94,11 +89,6 @@ _AMOUNTS: Final = (
 _THERE: Final = r"(?= (?:for|on|in|at)\b|\W*$)"
 _DEEP: Final = r"(?!(?:life|love|death|existence|being|suffering|pain|christmas|easter|halloween|thanksgiving|ramadan|home)\b)"
 _HAD: Final = r"(?:effects?|symptoms?|benefits?|(?:dis)?advantages?|features?|population|capital|currency|shape|colou?r)"
-_EXPLAIN: Final = (
-    r"explain(?:ing)?|(?:tell|teach)(?:ing)? (?:me|us)(?: more| a bit| a little| something)? about|"
-    r"what can you tell (?:me|us) about|"
-    r"(?:give|giving|provide)(?: (?:me|us))?(?: with)? (?:an? |some )?(?:overview|explanation|information|info) (?:of|on|about)"
-)
 
 
 class _Phrase(NamedTuple):
@@ -120,12 +110,12 @@ _ANYWHERE: Final = _compiled(
     ("gonna", r"\bgonna\b", "going to"),
     ("u ", r"\b(do|did|are|were|can|could|will|would|should) u (?!(?:turn|boat|bend|bolt|value|tube|lock)s?\b)", r"\1 you "),
     ("the ", r"\bthe (?:different|various) (?=(?:type|kind|sort|way|part|method|stage|form)s\b)", "the "),
-    ("in the ", rf"\b({_MOST})((?: \w+)? {_UNIQUE}) in the world\b", r"\1\2"),
-    ("on earth", rf"\b({_MOST})((?: \w+)? {_LIVING}) on earth\b", r"\1\2"),
-    ("the world's", rf"\bthe world's (?=(?:{_MOST})(?: \w+)? {_UNIQUE}\b)", "the "),
+    ("in the ", rf"\b({SUPERLATIVE})((?: \w+)? {_UNIQUE}) in the world\b", r"\1\2"),
+    ("on earth", rf"\b({SUPERLATIVE})((?: \w+)? {_LIVING}) on earth\b", r"\1\2"),
+    ("the world's", rf"\bthe world's (?=(?:{SUPERLATIVE})(?: \w+)? {_UNIQUE}\b)", "the "),
     ("switch", r"\bswitch (on|off)\b", r"turn \1"),
-    ("turn on", rf"\bturn on\b{_DEVICE}", "enable"),
-    ("turn off", rf"\bturn off\b{_DEVICE}", "disable"),
+    ("turn on", rf"\bturn on\b{NO_DEVICE}", "enable"),
+    ("turn off", rf"\bturn off\b{NO_DEVICE}", "disable"),
     ("deactivate", r"\bdeactivate\b", "disable"),
     ("activate", r"\bactivate\b", "enable"),
     ("log", r"\blog ?-?(?:(?:in|on) to|into|onto)\b", "login"),
@@ -135,8 +125,8 @@ _ANYWHERE: Final = _compiled(
     ("sign", rf"\bsign ?-?in\b{_TO_SITE}", "login"),
     ("sign", rf"\bsign ?-?out\b{_TO_SITE}", "logout"),
     ("sign", rf"\bsign(?:ing)? up\b{_TO_SITE}", "register"),
-    ("in touch", r"\b(?:get|getting|be) in touch with\b", "contact"),
-    ("rid of", rf"\bget rid of (?=(?:\w+ ){{0,3}}{_TRACE}(?: (?:from|on|in|out)\b|\W*$))", "remove "),
+    ("in touch", rf"\b(?:get|getting|be) in touch with (?={CALLED})", "contact "),
+    ("rid of", rf"\bget rid of (?=(?:\w+ ){{0,3}}{TRACE}(?: (?:from|on|in|out)\b|\W*$))", "remove "),
     ("mix", r"\b(mix|mixing) (\w+(?: \w+)?) with\b", r"\1 \2 and"),
     ("max", r"(?-i:\bmax\b)", "maximum"),
     ("min", r"(?<!\d)(?<!\d )\bmin\b", "minimum"),
@@ -147,7 +137,7 @@ _ANYWHERE: Final = _compiled(
     ("exactly", r"\b(how|what|why|when|where|who|which) exactly\b", r"\1"),
     ("capital city", r"(?<='s )capital city\b|\bcapital city(?= (?:of|in)\b)", "capital"),
     ("how much time", r"\bhow much time\b", "how long"),
-    ("is it ", rf"\bis it (?:allowed|permitted) (?:for me )?to {_PERMITTED}", "can I "),
+    ("is it ", rf"\bis it (?:allowed|permitted) (?:for me )?to {PERMITTED}", "can I "),
     ("okay", r"\bis it okay\b", "is it ok"),
     (" v", r"(?<=[a-z]),? (?:versus|v\.?s\.?) (?=\w)", " versus "),
     (" versus ", r"\b(compare|comparison|difference)\b(.+?) versus (?=\w)", r"\1\2 and "),
@@ -167,8 +157,9 @@ _AT_START: Final = _compiled(
     ("the ", r"(?:explain|describe)(?:ing)? (?:the way|the manner in which) (?!of\b)(?=\w)", "how "),
     (" how", r"(?:show|teach|tell|walk)(?:ing)? (?:me|us)(?: through)? (?=how\b)", ""),
     ("", rf"(?:tell(?:ing)?|let(?:ting)?) (?:me|us)(?: know)? (?:(?:if|whether) |{_ASKED})", ""),
-    (" me", rf"(explain|describe|define|clarify)(?:ing)? (.+) (?:to|for) me{_END}", r"\1 \2"),
-    ("", rf"(?:{_EXPLAIN})(?: to (?:me|us))?,?:? {_VALUE}(?=\w)", "whatexplain "),
+    (" to me", rf"(explain|describe|define|clarify)(?:ing)? {_NOT_MINE}(.+) to me{_END}", r"\1 \2"),
+    (" for me", rf"(explain|define|clarify)(?:ing)? (\w*(?:[^\Ws]|[sci]s)) for me{_END}", r"\1 \2"),
+    ("", rf"(?:{EXPLAIN})(?: to (?:me|us))?,?:? {EXPLAINABLE}", "whatexplain "),
     ("list of", rf"(?:list|name|{_GIVE} (?:me|us)(?: with)?) (?:out )?(?:the |a )?list of {_MEMBERS}", "whatlist "),
     ("list of", rf"(?:list|name|{_GIVE} (?:me|us)(?: with)?) (?:out )?(?:the |a )?list of (?=\w)", "whatname "),
     (" a", rf"{_GIVE} (?:me|us)(?: with)? (?=an? (?!few\b|couple\b|summary\b))", "whatgive "),
@@ -180,20 +171,20 @@ _AT_START: Final = _compiled(
     ("summary of", r"(?:give (?:me|us)|write|provide) (?:me )?(?:a|the) summary of (?=\w)", "summarize "),
     (" into ", r"translate (.+) into (?=\w)", r"translate \1 to "),
     # anybody
-    ("how ", rf"how (?:do|does|can|could|should|would) one {_DEED}{_NO_PERSON}", "how do I "),
+    ("how ", rf"how (?:do|does|can|could|should) one {DEED}{_NO_PERSON}", "how do I "),
     ("how ", rf"how (?:do|does|can|should) someone (?!(?:be|die|do|have|feel|think|say|kill)\b){_NO_PERSON}", "how do I "),
     ("how ", r"how (?:do|would|can|should|could) i (?:go about|best) (?=\w)", "how do I "),
-    ("how ", r"how (?:might|may|would) i (?!(?:look|feel|die|be|sound|react)\b)(?=\w)", "how do I "),
-    ("", rf"(can|should|must) one {_DEED}{_NO_PERSON}", r"\1 I "),
-    ("", rf"(what|when|where|why|which \w+) (can|should|must) one {_DEED}{_NO_PERSON}", r"\1 \2 I "),
+    ("how ", rf"how (?:might|may) i {INTENDED}", "how do I "),
+    ("", rf"(can|should|must) one {DEED}{_NO_PERSON}", r"\1 I "),
+    ("", rf"(what|when|where|why|which \w+) (can|should|must) one {DEED}{_NO_PERSON}", r"\1 \2 I "),
     (" does one ", rf"((?:wh\w+|how)(?: \w+)*?) does one (?=need|have to){_NO_PERSON}", r"\1 do I "),
-    (" to ", rf"(?:am i|is one) (?:allowed|permitted) to {_PERMITTED}", "can I "),
+    (" to ", rf"(?:am i|is one) (?:allowed|permitted) to {PERMITTED}", "can I "),
     (" to ", r"(?:am i|is one) (?:allowed|permitted) to (?=\w)", "is it allowed to "),
-    ("ed ", rf"(?:is|are) (?!it\b|there\b)(?:an? )?((?:\w+ ){{1,3}}?){_NEEDED}", r"do I need \1"),
+    ("ed ", rf"(?:is|are) (?!it\b|there\b){NOBODY}(?:an? )?((?:\w+ ){{1,3}}?){NEEDED}", r"do I need \1"),
     ("need to", r"what do i need to (?=(?:pack|bring|know|do|wear|take|eat|check|say|include|carry)\b)", "what should I "),
     (" tell ", r"how (?:can|do) i tell (?:if|whether) (?=\w)", "how do I know if "),
     (" whether ", r"how (?:can|do) i know whether (?=\w)", "how do I know if "),
-    ("may i ", r"may i (?=\w)", "can I "),
+    ("may i ", rf"may i {PERMITTED}", "can I "),
     (" way ", r"is there (?:a|any) way (?:for (?:me|us) )?to (?=\w)", "is it possible to "),
     ("do i ", r"do i (?:have|need) to (?=\w)", "must I "),
     ("do i ", r"((?:when|where|why|how often)(?: \w+){0,2}) do i (?:have|need) to (?=\w)", r"\1 must I "),
@@ -230,7 +221,6 @@ _AT_START: Final = _compiled(
     ("what caused ", r"what caused (?=\w)", "what was the cause of "),
     # measures
     ("how long ", r"how long (is|are|was|were) (?=\w)", r"what length \1 "),
-    (" cost", r"(?:how much|what) (?:does|do|would) (.+?) cost\b", r"what price of \1"),
     ("how ", rf"how (?:expensive|much) (is|are) {_AMOUNTS}(?=\w)", r"what \1 the price of "),
     (" weigh", rf"how much (?:does|do) (.+?) weigh{_END}", r"what is the weight of \1"),
     ("how many people", r"how many people live in (?=\w)", "what is the population of "),
@@ -260,15 +250,20 @@ _AT_START: Final = _compiled(
     (" have", rf"what ((?:\w+ )?{_HAD} )(?:does|do) (.+?) have{_END}", r"what is the \1of \2"),
     (" cause", rf"what ((?:\w+ )?(?:effects?|symptoms?) )(?:does|do|can) (.+?) cause{_END}", r"what is the \1of \2"),
     ("ed", rf"what (?:is|are) (.+?) (?:called|named){_END}", r"what is the name of \1"),
-    ("t", rf"(?:which|what) (\w+(?: \w+){{0,4}}?) (is|are|was|were) (?:the )?(worst|{_MOST})\b", r"what \2 the \3 \1"),
+    ("t", rf"(?:which|what) (\w+(?: \w+){{0,4}}?) (is|are|was|were) (?:the )?(worst|{SUPERLATIVE})\b", r"what \2 the \3 \1"),
 )  # fmt: skip
+# What else would be left out: who it is for, and that it is one. Behind all others.
+_SAID: Final = _compiled(
+    (" for ", rf"{_NO_TASK}(.+) for (me|us)\b(?! to\b)", r"\1 foronly\2"),
+    (" a", rf"((?:{_ASKED_FOR})(?: me| us)?) an? (?!(?:few|couple|lot|bit|number|little)\b)(?=\w)", r"\1 onething "),
+)
 _MAKER: Final = re.compile(
     rf"who (?:is|was|are|were) the (?:original )?(?!winners)({'|'.join(_MAKERS)})s? (?:of|behind) (?=\w)", re.IGNORECASE
 )
 # How money is made and how teachers are paid is not what I do.
 _DONE_TO: Final = re.compile(rf"how (?:is|are) (.+?) (calculated|computed|measured|cooked){_END}", re.IGNORECASE)
 _DOING: Final = re.compile(
-    r"is (?!(?:drinking|running|boiling) water\b)(\w+ing) (.+) "
+    rf"is {DOING}(\w+ing) (.+) "
     rf"(safe|unsafe|dangerous|bad|good|legal|illegal|allowed|(?:un)?healthy|harmful|hard)((?: for \w+)?){_END}",
     re.IGNORECASE,
 )  # is eating fish safe? - is it safe to eat fish?
@@ -290,7 +285,7 @@ def rephrased(core: str) -> str:
                 core = pattern.sub(instead, core)
                 low = core.lower()
     low = core.lower()
-    for hint, pattern, instead in _AT_START:
+    for hint, pattern, instead in (*_AT_START, *_SAID):
         found = pattern.match(core) if hint in low else None
         if found is not None:
             core = found.expand(instead) + core[found.end() :]

@@ -79,7 +79,7 @@ def rule(asked: str, stored: str) -> str | None:
         ("questions", "In what year did the war end?", "In what month did the war end?"),
         ("questions", "Which team won the cup?", "Which country won the cup?"),
         ("questions", "Tell me a joke", "What is a joke?"),
-        ("questions", "List the planets", "Explain the planets"),
+        ("questions", "List the rules of chess", "Explain the rules of chess"),
         ("persons", "How do you store my data?", "How do I store my data?"),
         ("roles", "What is the exchange rate between USD and EUR?", "What is the exchange rate between EUR and USD?"),
         ("roles", "Did Tom hit Ann and Bob hit Sue?", "Did Tom hit Bob and Ann hit Sue?"),

@@ -38,6 +38,8 @@ Why can't I sign in? / Why can't I log in?
 How do I sign out? / How do I log out?
 How do I sign up for a class? / How do I register for a class?
 How do I get in touch with support? / How do I contact support?
+How do I get in touch with my landlord? / How do I contact my landlord?
+How do I get in touch with Amazon? / How do I contact Amazon?
 How do I get rid of coffee stains? / How do I remove coffee stains?
 Can I mix bleach with vinegar? / Can I mix bleach and vinegar?
 What is the max speed of a train? / What is the maximum speed of a train?
@@ -68,7 +70,18 @@ Explain the way a heat pump works / Explain how a heat pump works
 Show me how to knit / How to knit
 Would you mind letting me know if it rains in Cairo? / Does it rain in Cairo?
 Explain inflation to me / Explain inflation
+Explain osmosis for me / Explain osmosis
 Tell me about black holes / What are black holes?
+Tell me about Mount Everest / What is Mount Everest?
+Tell me about the Internet / What is the Internet?
+Explain a mortgage / What is a mortgage?
+Explain closures in JavaScript / What is a closure in JavaScript?
+Explain Ohm's law / What is Ohm's law?
+Explain the law on theft / What is the law on theft?
+Explain the offside rule / What is the offside rule?
+Explain your refund policy / What is your refund policy?
+Explain the difference between TCP and UDP / What is the difference between TCP and UDP?
+Give me an overview of the causes of inflation / What are the causes of inflation?
 Give me a list of the planets / What are the planets?
 Give me a list of mammals / Name some mammals
 Show me a recipe for pancakes / Give me a recipe for pancakes
@@ -132,7 +145,6 @@ What caused the fire in Rome? / What was the cause of the fire in Rome?
 """
 MEASURE_AND_MEANING: Final = """
 How long is the Nile? / What is the length of the Nile?
-What would a wedding cost? / What is the price of a wedding?
 How expensive is a passport? / What is the price of a passport?
 How much does a horse weigh? / What is the weight of a horse?
 How many people live in Japan? / What is the population of Japan?
@@ -207,6 +219,9 @@ How fast is light? / What is the speed of light?
 How quickly can I lose weight? / How fast can I lose weight?
 How is depreciation calculated? / How do I calculate depreciation?
 Is eating fish safe? / Is it safe to eat fish?
+Is walking on ice dangerous? / Is it dangerous to walk on ice?
+Is running a marathon dangerous? / Is it dangerous to run a marathon?
+Is visiting Chernobyl safe? / Is it safe to visit Chernobyl?
 How much will a wedding cost? / What will a wedding cost?
 """
 TABLES: Final = (ANYWHERE, ASKED_FOR, ANYBODY, TIME_AND_PLACE, MEASURE_AND_MEANING, SINGLE_WORDS)

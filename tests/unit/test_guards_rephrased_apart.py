@@ -1,10 +1,14 @@
 """serve_app.guards.rephrased: pairs that a phrase must not make one; those in the first table it did, before it was narrowed."""
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 
 from serve_app.guards import GUARDS, load_guards, read
 
 ALL = load_guards(GUARDS)
+MODULE: Any = import_module("serve_app.guards.rephrased")
 
 # One pair a line, in the order of the phrases.
 ONCE_FALSE_HITS = """
@@ -75,6 +79,88 @@ What person is honest? / What is an honest person?
 Who are the winners of the World Cup? / Who won the World Cup?
 Is drinking water safe? / Is it safe to drink water?
 Is boiling water dangerous? / Is it dangerous to boil water?
+Explain the tax on wine / What is the tax on wine?
+Explain the title of Dune / What is the title of Dune?
+Explain the legal drinking limit in Ohio / What is the legal drinking limit in Ohio?
+Explain the melting point of gold / What is the melting point of gold?
+Explain the motto of Harvard / What is the motto of Harvard?
+Explain the voltage in Japan / What is the voltage in Japan?
+Explain the most popular sport / What is the most popular sport?
+Explain the nickname of Chicago / What is the nickname of Chicago?
+Explain the symbol for gold / What is the symbol for gold?
+Tell me about the tallest building in Dubai / What is the tallest building in Dubai?
+Tell me about the fastest animal / What is the fastest animal?
+Tell me about the official language of Brazil / What is the official language of Brazil?
+Tell me about the GDP of France / What is the GDP of France?
+Explain the delay / What is the delay?
+Explain France's GDP / What is France's GDP?
+Explain tax on wine / What is tax on wine?
+Explain gold melting point / What is gold melting point?
+Explain inflation in Japan / What is inflation in Japan?
+Explain a normal blood pressure / What is a normal blood pressure?
+Explain the cause of death of Elvis / What is the cause of death of Elvis?
+Explain hotel prices / What are hotel prices?
+Give me an overview of the tax on wine / What is the tax on wine?
+What can you tell me about the tax on wine? / What is the tax on wine?
+Explain the tax on wine / The tax on wine
+Describe the best diet for me / Describe the best diet
+Describe the perfect job for me / Describe the perfect job
+Explain the risks for me / Explain the risks
+Explain the danger to me / Explain the danger
+Describe the charges billed to me / Describe the charges billed
+What is the best diet for me? / What is the best diet?
+Is climbing rope dangerous? / Is it dangerous to climb rope?
+Is burning wood bad? / Is it bad to burn wood?
+Is cooking oil bad? / Is it bad to cook oil?
+Is frying oil bad? / Is it bad to fry oil?
+Is hunting dogs legal? / Is it legal to hunt dogs?
+Is baking powder bad? / Is it bad to bake powder?
+Is drinking chocolate bad? / Is it bad to drink chocolate?
+Is skipping rope good? / Is it good to skip rope?
+Is carrying cost bad? / Is it bad to carry cost?
+How might I get lung cancer? / How do I get lung cancer?
+How might I lose my job? / How do I lose my job?
+How would I survive a nuclear war? / How do I survive a nuclear war?
+How would one survive a nuclear war? / How do I survive a nuclear war?
+May I run a marathon with asthma? / Can I run a marathon with asthma?
+May I fly with a cold? / Can I fly with a cold?
+Am I allowed to fly with a cold? / Can I fly with a cold?
+How much would a trip to Mars cost? / How much does a trip to Mars cost?
+What would a wall cost? / What does a wall cost?
+How much would a trip to Mars cost? / What is the price of a trip to Mars?
+Are nurses needed in Canada? / Do I need nurses in Canada?
+Are soldiers needed in Ukraine? / Do I need soldiers in Ukraine?
+Are nurses needed for surgery? / Do I need nurses for surgery?
+Is staff needed for the fair? / Do I need staff for the fair?
+Is a visa required in Japan? / Do I need a visa in Japan?
+How do I get in touch with my inner child? / How do I contact my inner child?
+How do I get in touch with my feelings? / How do I contact my feelings?
+How do I get in touch with nature? / How do I contact nature?
+Explain gold price today / What is gold price today?
+Explain the French President / What is the French President?
+Explain the first rule of Fight Club / What is the first rule of Fight Club?
+Explain the main difference between gold and silver prices / What is the main difference between gold and silver prices?
+Is chewing gum bad? / Is it bad to chew gum?
+Is melting ice dangerous? / Is it dangerous to melt ice?
+May I smoke after surgery? / Can I smoke after surgery?
+Can I carry twins? / May I carry twins?
+Are weapons needed for Ukraine? / Do I need weapons for Ukraine?
+Is food needed for Gaza? / Do I need food for Gaza?
+Best job for me / Best job
+Recommend some books / Recommend a book
+Recommend books / Recommend a book
+Write some poems / Write a poem
+Find me some hotels in Rome / Find me a hotel in Rome
+Share some tips / Share a tip
+Explain the process in the picture / What is the process in the picture?
+Is housing in Rome bad? / Is it bad to house in Rome?
+Is burning wood in Ohio legal? / Is it legal to burn wood in Ohio?
+How do I get in touch with God? / How do I contact God?
+How do I get in touch with my feelings at school? / How do I contact my feelings at school?
+Is this diet safe for me? / Is this diet safe?
+How does a pension work for me? / How does a pension work?
+Explain the tax rules for me / Explain the tax rules
+Explain taxes for me / Explain taxes
 """
 NEVER_ONE = """
 Is tea w/ milk healthy? / Is tea w/o milk healthy?
@@ -138,7 +224,14 @@ Who is the founder of Ford? / Who is the owner of Ford?
 How is speed measured? / How is speed calculated?
 Is eating fish safe? / Is catching fish safe?
 How tall is the US president? / How tall is the UK president?
+Explain the method of payment / What is the method of payment?
+Explain the difference in price between gold and silver / What is the difference in price between gold and silver?
+Describe what was said to me / Describe what was said
+Suggest some names / Suggest a name
+Show me some cats / Show me a cat
+What does inflation mean for us? / What does inflation mean?
 Tell me a joke / Tell me jokes
+Write a two page essay / Write a three page essay
 Give me a country in Africa / Give me countries in Africa
 """
 PAIRS = [tuple(line.split(" / ")) for line in (ONCE_FALSE_HITS + NEVER_ONE).split("\n") if line]
@@ -148,3 +241,9 @@ PAIRS = [tuple(line.split(" / ")) for line in (ONCE_FALSE_HITS + NEVER_ONE).spli
 def test_other_questions_are_kept_apart(left: str, right: str) -> None:
     assert ALL.veto(read(left), read(right)) is not None
     assert ALL.veto(read(right), read(left)) is not None
+
+
+@pytest.mark.parametrize("at", range(len(MODULE._SAID)))
+def test_without_what_is_said_a_pair_would_be_one(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_SAID", MODULE._SAID[:at] + MODULE._SAID[at + 1 :])
+    assert any(ALL.veto(read(left), read(right)) is None for left, right in PAIRS)
