@@ -25,6 +25,7 @@ from serve_app.configured import AdapterConfig
 from serve_app.errors import AifactoryError, BadRequest, NotFound, UpstreamFailed
 from serve_app.replicas.adapters import adapter_loader
 from serve_app.replicas.batches import SendsBatches
+from serve_app.replicas.cpu_engine import CpuEngine
 from serve_app.replicas.probe import hook_answer
 from serve_app.replicas.whole import chunks_of, comes_whole
 
@@ -50,6 +51,8 @@ class VllmServer(SendsBatches, LLMServer):  # type: ignore[misc]  # Ray ships no
     Streaming methods yield `{"status": 200}` and then chunks as JSON text, or only `{"status": 4xx | 5xx, "error": …}`.
     An error in mid-stream is a chunk with an `error` object. Closing the call aborts the request in the engine.
     """
+
+    _default_engine_cls = CpuEngine  # which is Ray's own wherever the model does not run on a CPU
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it, as Ray's own
         self, llm_config: LLMConfig, *, adapters: dict[str, Any] | None = None

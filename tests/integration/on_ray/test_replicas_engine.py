@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import psutil
 import pytest
 from ray import serve
 
@@ -120,6 +121,13 @@ async def test_the_capital_of_france(replicas: ServeReplicas) -> None:
     assert usage[0].completion_tokens == 0
     assert usage[-1].completion_tokens >= 6
     assert usage[-1].total_tokens == usage[-1].prompt_tokens + usage[-1].completion_tokens
+
+
+async def test_the_engine_computes_in_its_own_process(replicas: ServeReplicas) -> None:
+    """A worker beside it would watch shared memory in a busy loop, on the cores that compute."""
+    assert await replicas.answers(30)
+    titles = [title for process in psutil.Process().children(recursive=True) if (title := _title(process)).startswith("VLLM::")]
+    assert titles == ["VLLM::EngineCore"]
 
 
 async def test_tokens_come_one_by_one(replicas: ServeReplicas) -> None:
@@ -269,3 +277,10 @@ async def test_completions(replicas: ServeReplicas, stream: bool) -> None:
     assert len(chunks) == (3 if stream else 1)
     with pytest.raises(BadRequest):
         await anext(aiter(replicas.completions("smollm2-135m", None, {"prompt": ""}, request_id="r")))
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.NoSuchProcess:
+        return ""
