@@ -18,6 +18,7 @@ from bench.gateway.work import LATENCY_TOKENS, LOAD_TOKENS, STREAM_TOKENS, Work,
 Line = dict[str, Any]
 _WARM_UP = 5
 _STREAMS = 8
+_REST_S = 1.5  # after a turn on vLLM, whose worker watches for more in a busy loop for a second: the next would pay for it
 
 
 def _question(kind: str, number: int) -> str:
@@ -64,7 +65,12 @@ async def latencies(candidates: Sequence[Candidate], work: Work, rounds: int) ->
                         "gaps": [later - earlier for earlier, later in itertools.pairwise(stamps)],
                         "seconds": streamed.seconds,
                     }
+                await _rest(work)
             _same(said, work)
+
+
+async def _rest(work: Work) -> None:
+    await asyncio.sleep(_REST_S if work.engine == "vllm" else 0)
 
 
 def _same(said: dict[str, str], work: Work) -> None:
@@ -104,6 +110,7 @@ async def load(candidates: Sequence[Candidate], work: Work, steps: Sequence[int]
             taken, failed = await _turn(candidate, work, lanes, turn_s)
             seconds = time.perf_counter() - began
             used = {role: spent - before.get(role, 0.0) for role, spent in _cpu(roles[candidate.name]).items()}
+            await _rest(work)
             yield {
                 "kind": "load",
                 "candidate": candidate.name,
@@ -158,6 +165,7 @@ async def streams(candidates: Sequence[Candidate], work: Work, rounds: int) -> A
                 seconds = max(exchange.ended for exchange in done) - began
                 line = {"kind": "streams", "candidate": candidate.name, "round": number}
                 yield {**line, "tokens": tokens, "seconds": seconds, "per_s": tokens / seconds}
+            await _rest(work)
 
 
 def memory(candidates: Sequence[Candidate]) -> Iterator[Line]:
