@@ -164,10 +164,20 @@ class DebateTaskConfig(_Strict):
     temperature: float | None = Field(None, ge=0, le=2, description="sampling temperature of this debater")
 
 
+def preset_tasks() -> list[DebateTaskConfig]:
+    return [
+        DebateTaskConfig(task="A", temperature=0.0, system="Answer correctly and briefly."),
+        DebateTaskConfig(task="B", temperature=0.7, system="Think step by step, then answer."),
+        DebateTaskConfig(task="C", temperature=0.7, system="Answer as a careful teacher would."),
+    ]
+
+
 class DebateConfig(_Strict):
     """The preset used when a debate request brings no `x_debate` of its own."""
 
-    tasks: list[DebateTaskConfig] = Field(min_length=2, max_length=8, description="the debaters")
+    tasks: list[DebateTaskConfig] = Field(
+        default_factory=preset_tasks, min_length=2, max_length=8, description="the debaters; A, B and C by default"
+    )
     strategy: Strategy = Field(
         "judge",
         description="what decides: judge (a model reads all answers in both orders), vote (the most frequent short answer), "
@@ -207,13 +217,3 @@ class DebateConfig(_Strict):
 def least_budget(tasks: int) -> int:
     """Completion tokens without which a debate of so many debaters cannot be held: theirs, and as many for its end."""
     return LEAST_DRAFT_TOKENS * (tasks + 1)
-
-
-def preset_debate() -> DebateConfig:
-    return DebateConfig(
-        tasks=[
-            DebateTaskConfig(task="A", temperature=0.0, system="Answer correctly and briefly."),
-            DebateTaskConfig(task="B", temperature=0.7, system="Think step by step, then answer."),
-            DebateTaskConfig(task="C", temperature=0.7, system="Answer as a careful teacher would."),
-        ]
-    )

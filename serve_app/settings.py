@@ -16,7 +16,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from serve_app.configured import DebateConfig, ModelConfig, preset_debate
+from serve_app.configured import DebateConfig, ModelConfig
 
 CONFIG_DIR = Path(__file__).parent / "config"
 APP_NAME = "aifactory"
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
 
     # Models and debate
     models: list[ModelConfig] = Field(default_factory=list, description="the models to serve; at least one")
-    debate: DebateConfig = Field(default_factory=preset_debate, description="debaters and judge of a request without x_debate")
+    debate: DebateConfig = Field(default_factory=DebateConfig, description="debaters and judge of a request without x_debate")
 
     # Gateway
     node_labels: dict[str, str] = Field(

@@ -59,7 +59,7 @@ def check_tracing(settings: Settings) -> None:
         missing = True
     if missing:
         raise TracingUnavailable(
-            "otlp_endpoint is set, but OpenTelemetry is not installed here: pip install 'aifactory[tracing]', or unset it"
+            "otlp_endpoint is set, but OpenTelemetry is not installed here: pip install -e '.[tracing]' in the clone, or unset it"
         )
 
 

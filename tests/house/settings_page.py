@@ -40,8 +40,10 @@ HEAD = """# Settings
 A value comes from, first match wins: the command line (`--config`), the environment (`AIFACTORY_<NAME>`), the configuration
 file, the default. The configuration file is `AIFACTORY_CONFIG`: a name under `serve_app/config` (`local`, `simulated`,
 `gpu-cluster`) or the path of a YAML file; its keys are the names below without the prefix, in lower case.
-Lists and objects can be given in the environment as JSON, single members with two underscores (`AIFACTORY_DEBATE__JUDGE_MODEL`).
-Times are seconds unless the name says otherwise.
+Lists and objects can be given in the environment as JSON, single members of an object with two underscores
+(`AIFACTORY_DEBATE__JUDGE_MODEL`), of a list not. An unknown name is refused in the file, and overlooked in the environment.
+A stack keeps the settings that it was started with: `aifactory down`, then `up`, for a change; `up` beside a running stack takes
+none over. Times are seconds unless the name says otherwise.
 
 *live*: may change without a restart, through the `user_config` of the Serve deployment `gateway`.
 
@@ -102,7 +104,13 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default_factory is not None:
-        return "the preset" if field.annotation is DebateConfig else "see below" if _is_model(field.annotation) else "empty"
+        return (
+            "the preset"
+            if field.annotation in (DebateConfig, list[DebateTaskConfig])
+            else "see below"
+            if _is_model(field.annotation)
+            else "empty"
+        )
     return "none" if field.default is None else f"`{field.default}`"
 
 

@@ -49,3 +49,12 @@ def test_names_in_the_pages_are_settings() -> None:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("*.yaml"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.*")]
     named = {name for page in pages for name in re.findall(r"\bAIFACTORY_[A-Z_]+\b", page.read_text())}
     assert {name for name in named - known if "__" not in name} - {"AIFACTORY_"} == set()
+
+
+def test_one_member_of_an_object_can_be_set_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page says so of the judge; the debaters stay those of the preset."""
+    monkeypatch.setenv("AIFACTORY_DEBATE__JUDGE_MODEL", "a-judge")
+    debate = Settings(config="local").debate
+    assert debate == Settings.model_fields["debate"].get_default(call_default_factory=True).model_copy(
+        update={"judge_model": "a-judge"}
+    )

@@ -197,3 +197,10 @@ def test_the_page_names_every_unit() -> None:
 
 def _lines(keys: list[tuple[str, str]]) -> str:
     return "".join(f"{key}={value}\n" for key, value in keys)
+
+
+def test_no_unit_keeps_its_data_in_the_folder_of_another() -> None:
+    """`aifactory down --purge` removes what is in its state folder: a database must not be there."""
+    folders = [value for unit in UNITS for key, value in sections(unit.read_text())["Service"] if key == "StateDirectory"]
+    assert len(folders) == 3
+    assert [(a, b) for a in folders for b in folders if a != b and f"{b}/".startswith(f"{a}/")] == []

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from serve_app.bus.run_json import decode_run, encode_run
-from serve_app.configured import ModelConfig, preset_debate
+from serve_app.configured import DebateConfig, ModelConfig
 from serve_app.errors import BadRequest
 from serve_app.gateway.asks import Caller, build_ask
 from serve_app.gateway.schema import ChatRequest, check, parse_object
@@ -16,7 +16,7 @@ from serve_app.ports import ModelCard
 from serve_app.runs import Question, Run
 from serve_app.settings import Settings
 
-SETTINGS = Settings(config="simulated", models=[ModelConfig(model_id="m", engine="simulated")], debate=preset_debate())
+SETTINGS = Settings(config="simulated", models=[ModelConfig(model_id="m", engine="simulated")], debate=DebateConfig())
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "search", "parameters": {"type": "object", "properties": {"q": {}}}},
