@@ -1,4 +1,4 @@
-"""What Dagster's webserver and daemon load: `dagster-webserver -m dagster_project.definitions`."""
+"""What Dagster's code server loads; web server and daemon ask it."""
 
 from dagster import Definitions
 

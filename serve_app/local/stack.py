@@ -6,12 +6,11 @@ next `up` or `down` recognises. Parts that the settings replace (postgres_dsn, n
 
 import contextlib
 import shutil
-from pathlib import Path
 
 from pydantic import SecretStr
 
 from serve_app.local import deployment, nats, postgres
-from serve_app.local.dagster_home import DagsterUi, database_name, home_dir, write_home
+from serve_app.local.dagster_home import DagsterUi, code_socket, database_name, home_dir, write_home
 from serve_app.local.files import write_private
 from serve_app.local.model import needs_conversion, resolve_model
 from serve_app.local.nats import EmbeddedNats
@@ -19,7 +18,8 @@ from serve_app.local.ports import choose_port
 from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import child_environment
 from serve_app.local.progress import Progress
-from serve_app.local.ray_node import choose_ray_ports, run_dir_for
+from serve_app.local.ray_node import choose_ray_ports
+from serve_app.local.run_dir import run_dir_for
 from serve_app.local.serve_file import serve_config, serve_file
 from serve_app.local.state import StackState, load_state, save_state, settings_file
 from serve_app.local.teardown import ray_of, running, stack_processes, tear_down
@@ -64,12 +64,12 @@ class Stack:
         self._start_postgres()
         self._start_nats()
         self._write_settings()
+        dagster = self._launch_code_server()
         self._migrate()
-        dagster_home = write_home(self._settings)
         self._prepare_models()
         self._wait_for_ray()
         # Both take long and wait much: side by side.
-        dagster = self._launch_dagster(dagster_home)
+        self._launch_dagster(dagster)
         self._deploy()
         self._wait_for_dagster(dagster)
         self._state.phase = "ready"
@@ -183,19 +183,28 @@ class Stack:
         with self._progress.step("api") as waiting_for:
             deployment.wait_until_ready(self._state, self._settings.ready_timeout_s, waiting_for)
 
-    def _launch_dagster(self, home: Path) -> DagsterUi:
+    def _launch_code_server(self) -> DagsterUi:
+        """It imports for seconds, and nothing asks it before web server and daemon: let it do so while Ray starts."""
+        home = write_home(self._settings)
         variables = {"DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "1"}
         env = child_environment(variables | deployment.ray_variables(self._state), mark=self._dir)
-        ui = DagsterUi(home, self._settings.host, self._state.dagster_port, self._logs, env)
+        ui = DagsterUi(home, self._settings.host, self._state.dagster_port, self._logs, env, code_socket(self._dir))
+        self._state.processes["dagster-code-server"] = ui.launch_code_server()
+        save_state(self._state)
+        return ui
+
+    def _launch_dagster(self, ui: DagsterUi) -> None:
+        with self._progress.step("dagster code server"):
+            ui.wait_for_code(self._state.processes["dagster-code-server"])
         self._state.processes["dagster-webserver"] = ui.launch_web()
         save_state(self._state)
         self._state.processes["dagster-daemon"] = ui.launch_daemon()
         save_state(self._state)
-        return ui
 
     def _wait_for_dagster(self, ui: DagsterUi) -> None:
+        parts = self._state.processes
         with self._progress.step("dagster"):
-            ui.wait(self._state.processes["dagster-webserver"], self._state.processes["dagster-daemon"])
+            ui.wait(parts["dagster-code-server"], parts["dagster-webserver"], parts["dagster-daemon"])
 
     def _dsn(self) -> str:
         if self._state.postgres_dsn is None:

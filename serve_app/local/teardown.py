@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from serve_app.local.dagster_home import code_socket
 from serve_app.local.nats import EmbeddedNats
 from serve_app.local.postgres import EmbeddedPostgres
 from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, is_alive
-from serve_app.local.ray_node import EmbeddedRay, run_dir_for
+from serve_app.local.ray_node import EmbeddedRay
+from serve_app.local.run_dir import run_dir_for
 from serve_app.local.serve_file import serve_file
 from serve_app.local.state import StackState, settings_file, state_file
 
@@ -57,6 +59,7 @@ def tear_down(state_dir: Path, state: StackState | None) -> int:
         raise TeardownError(f"processes {left} did not end; look at them with `ps -fp {' '.join(map(str, left))}`")
     run_dir = state.run_dir if state else run_dir_for(state_dir)
     shutil.rmtree(run_dir / "ha", ignore_errors=True)
+    code_socket(state_dir).unlink(missing_ok=True)
     settings_file(state_dir).unlink(missing_ok=True)
     serve_file(state_dir).unlink(missing_ok=True)
     state_file(state_dir).unlink(missing_ok=True)

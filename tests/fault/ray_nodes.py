@@ -12,7 +12,8 @@ import psutil
 
 from serve_app.local.ports import choose_port
 from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, is_alive, record, spawn
-from serve_app.local.ray_node import EmbeddedRay, RayPorts, choose_ray_ports, make_private
+from serve_app.local.ray_node import EmbeddedRay, RayPorts, choose_ray_ports
+from serve_app.local.run_dir import make_private
 from tests.e2e.stack_under_test import SHORT_DRAIN, server_folder
 
 HEAD_IP, FURTHER_IP = "127.0.0.1", "127.0.0.2"

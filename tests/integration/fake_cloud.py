@@ -18,7 +18,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from serve_app.local.ports import choose_port
 from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, spawn
-from serve_app.local.ray_node import EmbeddedRay, choose_ray_ports, make_private
+from serve_app.local.ray_node import EmbeddedRay, choose_ray_ports
+from serve_app.local.run_dir import make_private
 from tests.e2e.stack_under_test import REPOSITORY, server_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20

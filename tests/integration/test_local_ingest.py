@@ -1,8 +1,6 @@
 """`aifactory ingest` against a real Dagster: its webserver launches the job as a process, as on a running stack."""
 
 import asyncio
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +10,10 @@ from typer.testing import CliRunner
 
 from dagster_project.warm.instance import open_instance
 from serve_app import cli
-from serve_app.local.dagster_home import DagsterUi, write_home
 from serve_app.local.ingest import IngestError, ingest
-from serve_app.local.ports import choose_port
-from serve_app.local.processes import child_environment, end, find_all, is_alive, last_lines
 from serve_app.local.state import StackState
 from serve_app.settings import Settings
+from tests.integration.on_dagster_page.page import serving
 
 START_S = 120.0
 
@@ -27,21 +23,8 @@ def dagster(postgres_dsn: str, tmp_path: Path) -> Iterator[str]:
     """The address of a webserver, started as the stack starts it."""
     settings = Settings(config="simulated", state_dir=tmp_path / "state", postgres_dsn=postgres_dsn)
     open_instance(settings).dispose()  # makes Dagster's tables
-    home = write_home(settings)
-    env = child_environment({"DAGSTER_HOME": str(home)}, mark=home)
-    ui = DagsterUi(home, "127.0.0.1", choose_port(0, set()), tmp_path, env)
-    process = ui.launch_web()
-    try:
-        deadline = time.monotonic() + START_S
-        while not ui._answers():
-            assert is_alive(process), last_lines(ui.web_log)
-            assert time.monotonic() < deadline, last_lines(ui.web_log)
-            time.sleep(0.1)
+    with serving(settings, tmp_path) as ui:
         yield ui.url
-    finally:
-        # The code server and the launched runs carry the mark, and outlive a webserver that is ended alone.
-        end(find_all(home, leaders=[process]), grace_s=10, first_signal=signal.SIGTERM)
-        assert find_all(home, leaders=[process]) == []
 
 
 @pytest.mark.timeout(400)

@@ -19,7 +19,7 @@ from serve_app.local.ports import choose_port, is_free
 from serve_app.local.processes import ProcessRecord, child_environment, end, find_all, is_alive, record, spawn
 from serve_app.local.progress import Progress
 from serve_app.local.purge import purge
-from serve_app.local.ray_node import run_dir_for
+from serve_app.local.run_dir import run_dir_for
 from serve_app.local.stack import Stack
 from serve_app.local.state import LockedError, StackState, load_state, save_state, stack_lock, state_file
 from serve_app.local.teardown import running, tear_down

@@ -37,7 +37,7 @@ def ui_instance(page_settings: Settings) -> Iterator[DagsterInstance]:
 
 @pytest.fixture(scope="package")
 def webserver(page_settings: Settings, ui_instance: DagsterInstance) -> Iterator[DagsterUi]:
-    with serving(write_home(page_settings), page_settings.state_dir) as ui:
+    with serving(page_settings, page_settings.state_dir) as ui:
         yield ui
 
 

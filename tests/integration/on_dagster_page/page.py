@@ -1,5 +1,6 @@
-"""Dagster's web page: a webserver as the stack starts it, and what a browser says to it."""
+"""Dagster's web page: code server and web server as the stack starts them, and what a browser says to it."""
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from typing import Any
 
 import httpx
 
-from serve_app.local.dagster_home import DagsterUi
+from serve_app.local.dagster_home import DagsterUi, code_socket, write_home
 from serve_app.local.ports import choose_port
 from serve_app.local.processes import child_environment, end, find_all, is_alive, last_lines
+from serve_app.settings import Settings
 
 START_S = 90.0
 WAIT_S = 60.0
@@ -38,21 +40,24 @@ class Page:
 
 
 @contextmanager
-def serving(home: Path, logs: Path) -> Iterator[DagsterUi]:
-    """A webserver over the home that `write_home` wrote, until the block ends; nothing it started is left then."""
+def serving(settings: Settings, logs: Path) -> Iterator[DagsterUi]:
+    """The page over a home of its own, until the block ends; nothing that was started is left then."""
+    home = write_home(settings)
     env = child_environment({"DAGSTER_HOME": str(home)}, mark=home)
-    ui = DagsterUi(home, "127.0.0.1", choose_port(0, set()), logs, env)
+    ui = DagsterUi(home, "127.0.0.1", choose_port(0, set()), logs, env, code_socket(settings.state_dir))
     started = []
     try:
+        started.append(ui.launch_code_server())
+        ui.wait_for_code(started[0], START_S)
         started.append(ui.launch_web())
         deadline = time.monotonic() + START_S
         while not ui._answers():
-            assert is_alive(started[0]), last_lines(ui.web_log)
+            assert is_alive(started[1]), last_lines(ui.web_log)
             assert time.monotonic() < deadline, f"no answer in {START_S:g} s: {last_lines(ui.web_log)}"
             time.sleep(0.1)
         yield ui
     finally:
-        # The code servers and the launched runs carry the mark and share the session; one that ignores the signal is
-        # killed.
+        # The launched runs carry the mark and share the code server's session; one that ignores the signal is killed.
         end(find_all(home, leaders=started), grace_s=10, first_signal=signal.SIGTERM)
         assert find_all(home, leaders=started) == []
+        shutil.rmtree(ui.socket.parent)
