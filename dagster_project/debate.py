@@ -17,7 +17,7 @@ from dagster_project.protocol.strategies.judge import JUDGE_TOKENS, judge_body, 
 from dagster_project.protocol.strategies.synthesize import synthesize_body, unwritten_verdict
 from dagster_project.protocol.strategies.vote import vote_verdict
 from dagster_project.protocol.terms import Ballot, DebateSpec, DebateTask, Draft, RoundEnd, StopReason, Verdict
-from dagster_project.protocol.texts import instructions_text, plain_text, question_text, quoted, share
+from dagster_project.protocol.texts import INSTRUCTING, instructions_text, plain_text, question_text, quoted, share
 from serve_app.configured import LEAST_DRAFT_TOKENS
 from serve_app.events import BallotReport, ChoiceEnd, DebateReport, TaskReport, Usage
 from serve_app.runs import Answer
@@ -71,11 +71,12 @@ def _nameless(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_system(messages: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    # Many chat templates take one system message only, and only at the start.
-    first = messages[0] if messages else None
-    if first is not None and first.get("role") == "system":
-        return [{**first, "content": f"{plain_text(first.get('content'))}\n\n{system}"}, *messages[1:]]
-    return [{"role": "system", "content": system}, *messages]
+    # Many chat templates take one system message only, and only at the start; `developer` is another name for it.
+    first = messages[0] if messages else {}
+    if first.get("role") not in INSTRUCTING:
+        return [{"role": "system", "content": system}, *messages]
+    said = plain_text(first.get("content"))
+    return [{**first, "content": f"{said}\n\n{system}" if said else system}, *messages[1:]]
 
 
 def _with_others(messages: list[dict[str, Any]], others: Sequence[Draft], room: int) -> list[dict[str, Any]]:

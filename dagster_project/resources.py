@@ -67,10 +67,13 @@ class DebateRun:
         """Publish one event of the run. Raises ValueError when the run is lost."""
         if time.time() > self.owned_until and self.confirm is not None:
             await self.confirm()  # this worker stood still for longer than its lease
+        self._note_speech(body)
+        return await self.publisher.emit(body)
+
+    def _note_speech(self, body: EventBody) -> None:
         if not self._spoke and isinstance(body, TokenEvent):
             self._spoke = True
             observe("aifactory_time_to_first_token_seconds", max(0.0, time.time() - self.run.started), route="workflow")
-        return await self.publisher.emit(body)
 
     @property
     def kept(self) -> RunOutputs:
@@ -145,9 +148,15 @@ class DebateRun:
         Raises errors.Unavailable.
         """
         if self._settling is None or (self._settling.done() and _failed(self._settling)):
-            work = settle(self.store, self.publisher, self.run, outcome, closing=closing, dagster_run_id=self.dagster_run_id)
-            self._settling = asyncio.get_running_loop().create_task(work)
+            self._settling = asyncio.get_running_loop().create_task(self._settle(outcome, closing))
         return await asyncio.shield(self._settling)
+
+    async def _settle(self, outcome: Outcome, closing: Sequence[EventBody]) -> bool:
+        ours = await settle(self.store, self.publisher, self.run, outcome, closing=closing, dagster_run_id=self.dagster_run_id)
+        if ours:
+            for body in closing:
+                self._note_speech(body)  # without drafts the answer is the first that is heard
+        return ours
 
     def without_answer(self) -> Outcome:
         """The outcome that says why there is no answer."""

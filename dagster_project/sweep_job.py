@@ -102,7 +102,7 @@ async def watch_and_sweep(settings: Settings, instance: DagsterInstance) -> int:
     parts = await open_parts(settings, name="sweep", with_embedder=False)
     try:
         on_ended = partial(end_dagster_run, instance)
-        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, queue=parts.queue, on_ended=on_ended)
+        sweeper = Sweeper(lambda: settings, store=parts.store, bus=parts.bus, queue=parts.queue, on_ended=on_ended)
         ended = 0
         async with asyncio.timeout(_MOST_WATCHES * (settings.lease_s + settings.queue_ack_wait_s)):
             while True:

@@ -28,8 +28,9 @@ class Worker:
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._open = AsyncExitStack()
+        self._given = self._settings = settings_from_dict(settings)
         try:
-            await self._start(settings_from_dict(settings))
+            await self._start(self._given)
         except BaseException:
             await self._open.aclose()
             raise
@@ -41,6 +42,7 @@ class Worker:
         parts = await open_parts(settings, name="worker", with_embedder=False)
         self._open.push_async_callback(parts.close)
         self._queue = parts.queue
+        self._replicas = parts.replicas
         instance = await asyncio.to_thread(open_instance, settings)
         self._open.push_async_callback(asyncio.to_thread, instance.dispose)
         steps = settings.runs_per_worker * settings.tasks_per_run
@@ -63,12 +65,27 @@ class Worker:
         self._open.push_async_callback(self._pulls.close, settings.worker_grace_s)
         await self._pulls.start()
         on_ended = partial(end_dagster_run, instance)
-        sweeper = Sweeper(settings, store=parts.store, bus=parts.bus, queue=parts.queue, on_ended=on_ended)
+        sweeper = Sweeper(lambda: self._settings, store=parts.store, bus=parts.bus, queue=parts.queue, on_ended=on_ended)
         aside = TaskOwner()
         self._open.push_async_callback(aside.close)
         aside.spawn(sweeper.run(), name="sweep")
         orphans = keep_ending_orphans(instance, parts.store, interval_s=settings.lease_s / 3)
         aside.spawn(orphans, name="end orphaned Dagster runs")
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over changed live settings, all others being as at the start; calls under way keep the old ones.
+
+        Wrong ones are logged and change nothing, as in the gateway.
+        """
+        try:
+            changed = self._given.with_live(user_config)
+        except ValueError as error:
+            logger.error("live settings refused, the old ones stay in force: {}", error)
+            return
+        self._settings = changed
+        self._replicas.take(changed)
+        self._pulls.reconfigure(changed)
+        logger.info("live settings in force", **user_config)
 
     def check_health(self) -> None:
         """Called by Serve every few seconds. Raises when the worker no longer works."""
@@ -99,6 +116,7 @@ def build(settings: Settings) -> Any:
         Worker,
         name=DEPLOYMENT,
         **number_of_workers(settings),
+        user_config=settings.live(),
         ray_actor_options=settings.actor_options(0.2),
         health_check_period_s=5,
         graceful_shutdown_timeout_s=settings.worker_grace_s + _SHUTDOWN_S,

@@ -106,11 +106,12 @@ class RagReport(_Body):
 
 
 class ChoiceEnd(_Body):
-    """How one choice of an answer ended."""
+    """How one choice of an answer ended. `token_ids`: all of it as the engine counts, where the request wants them."""
 
     index: int = 0
     finish_reason: str
     stop_reason: int | str | None = None
+    token_ids: tuple[int, ...] | None = None
 
 
 class RoleEvent(_Body):

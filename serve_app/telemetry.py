@@ -28,7 +28,7 @@ METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "aifactory_run_seconds": ("histogram", "time from claim to settled", ("route",)),
     "aifactory_time_to_first_token_seconds": ("histogram", "time from request to the first token", ("route",)),
     "aifactory_sse_seconds": ("histogram", "how long a stream was open", ("route",)),
-    "aifactory_streams_dropped_total": ("counter", "streams that ended before their run did", ("route", "reason")),
+    "aifactory_streams_dropped_total": ("counter", "streams without their whole answer", ("route", "reason")),
     "aifactory_cache_results_total": ("counter", "recall results", ("result",)),
     "aifactory_cache_vetoes_total": ("counter", "stored answers and questions that a cache guard kept back", ("rule",)),
     "aifactory_cache_verified_total": ("counter", "semantic answers compared with a fresh one", ("verdict",)),

@@ -41,6 +41,9 @@ class Dispatcher:
         self._look_s = min(settings.lease_s / 8, _LONGEST_LOOK_S)
         self._watched: set[str] = set()
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Nothing to take over here: each process reads the settings that `aifactory up` stored, or its environment's."""
+
     async def start(self) -> None:
         """Nothing to begin: prompts of runs that ended unwatched are forgotten by the sweeper's purge."""
 

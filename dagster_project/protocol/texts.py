@@ -7,7 +7,7 @@ contains "Answer B:" cannot pass for another one.
 from collections.abc import Sequence
 from typing import Any, Final
 
-_INSTRUCTING: Final = frozenset({"system", "developer"})
+INSTRUCTING: Final = frozenset({"system", "developer"})
 _MARK: Final = " […] "
 _TAIL_PART: Final = 3  # a third of a cut text is its end, where conclusions stand
 
@@ -23,7 +23,7 @@ def plain_text(content: Any) -> str:
 
 def question_text(messages: Sequence[dict[str, Any]]) -> str:
     """The conversation as the judge reads it: the question alone, or who said what."""
-    said = [(str(m.get("role", "user")), _said(m)) for m in messages if m.get("role") not in _INSTRUCTING]
+    said = [(str(m.get("role", "user")), _said(m)) for m in messages if m.get("role") not in INSTRUCTING]
     if len(said) == 1:
         return said[0][1]
     return "\n".join(f"{role}: {text}" for role, text in said)
@@ -37,7 +37,7 @@ def _said(message: dict[str, Any]) -> str:
 
 def instructions_text(messages: Sequence[dict[str, Any]]) -> str:
     """What the request's system messages ask for; empty without any."""
-    return "\n\n".join(plain_text(m.get("content")) for m in messages if m.get("role") in _INSTRUCTING)
+    return "\n\n".join(plain_text(m.get("content")) for m in messages if m.get("role") in INSTRUCTING)
 
 
 def cut(text: str, limit: int) -> str:

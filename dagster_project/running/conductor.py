@@ -53,6 +53,10 @@ class Conductor:
         self._early: OrderedDict[str, str] = OrderedDict()  # cancels of runs that are not here (yet)
         self._closed = False
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Take over changed live settings; runs under way keep the old ones."""
+        self._settings = settings
+
     async def start(self) -> None:
         """Hear cancels, and keep the leases of what is executed here."""
         await self._bus.on_cancel(self._on_cancel)

@@ -22,6 +22,10 @@ _MAX_RETRY_S: Final = 30.0
 class Hands(Protocol):
     """What executes the runs of a worker: the worker itself (Conductor), or a process for each (Dispatcher)."""
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Take over changed live settings."""
+        ...
+
     async def start(self) -> None: ...
 
     async def work(self, run: Run, *, resumed: bool, last: bool) -> float | None:
@@ -67,6 +71,11 @@ class PullLoop:
         self._runs: set[asyncio.Task[None]] = set()
         self._pulling: asyncio.Task[None] | None = None
         self._closed = False
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Take over changed live settings; runs under way keep the old ones."""
+        self._settings = settings
+        self._hands.reconfigure(settings)
 
     async def start(self) -> None:
         """Begin to pull."""

@@ -16,7 +16,7 @@ class PlotError(RuntimeError):
 def check_plotting() -> None:
     """Raises PlotError when matplotlib is missing; to be asked before a long measurement, not after it."""
     if find_spec("matplotlib") is None:
-        raise PlotError("matplotlib is missing: pip install -e '.[capacity]' in the clone, or leave the picture out with --no-plot")
+        raise PlotError("matplotlib is missing: pip install -e '.[capacity]' in the clone, or use --no-plot")
 
 
 def draw(findings: Findings, path: Path) -> None:

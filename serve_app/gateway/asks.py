@@ -6,7 +6,7 @@ from typing import Any
 
 from serve_app import debates
 from serve_app.configured import DEBATE_MODEL_ID
-from serve_app.errors import BadRequest, Forbidden
+from serve_app.errors import BadRequest, Forbidden, NotFound
 from serve_app.gateway.schema import ChatRequest
 from serve_app.lifecycle.reply import Ask
 from serve_app.lifecycle.research import rag_terms
@@ -18,10 +18,11 @@ from serve_app.settings import Settings
 # What a debate cannot carry: its answer is one text. Refused, because dropping it silently would answer another question.
 _NOT_IN_A_DEBATE = (
     "tools", "functions", "tool_choice", "function_call", "n", "logprobs", "top_logprobs", "prompt_logprobs", "modalities",
+    "return_token_ids",
     "continue_final_message", "add_generation_prompt",  # debaters, judge and writer answer messages of their own making
 )  # fmt: skip
 _NO_EFFECT: Mapping[str, object] = {
-    "n": 1, "logprobs": False, "tool_choice": "none", "modalities": ["text"],
+    "n": 1, "logprobs": False, "tool_choice": "none", "modalities": ["text"], "return_token_ids": False,
     "continue_final_message": False, "add_generation_prompt": True,
 }  # fmt: skip
 _KEY_MAX = 255
@@ -100,13 +101,15 @@ def resolve_model(model: str, adapter: str | None, replicas: Replicas) -> tuple[
 
 
 def cache_policy(request: ChatRequest, headers: Mapping[str, str], settings: Settings) -> CachePolicy:
-    """How the cache is used: x_cache wins over Cache-Control, both over the settings."""
+    """How the cache is used: x_cache wins over Cache-Control. A cache that is off is not used: NotFound for `only`."""
     field = request.x_cache
     directives = {part.strip().lower() for part in headers.get("cache-control", "").split(",")}
     mode = "bypass" if "no-store" in directives else "refresh" if "no-cache" in directives else "use"
     if field is not None and "mode" in field.model_fields_set:
         mode = field.mode
     if not settings.cache_enabled:
+        if mode == "only":
+            raise NotFound("the cache is off (setting cache_enabled): it has no answer", param="x_cache", code="cache_miss")
         mode = "bypass"
     return CachePolicy(
         mode=mode,  # type: ignore[arg-type]  # one of the five, by construction

@@ -2,28 +2,25 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import numpy as np
-import orjson
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import Response
 
-from serve_app.errors import AifactoryError, BadRequest, DeadlineExceeded, NotFound, UpstreamFailed
-from serve_app.gateway import exchange_span
+from serve_app.errors import BadRequest, NotFound
 from serve_app.gateway.asks import resolve_model
+from serve_app.gateway.completion_stream import CompletionReader, CompletionStream, late
 from serve_app.gateway.exchange import caller_of, unless_left
-from serve_app.gateway.exchange_span import begin_exchange, note_cut
+from serve_app.gateway.exchange_span import begin_exchange
 from serve_app.gateway.http_app import CLIENT_LEFT, OrjsonResponse, read_body, state_of
 from serve_app.gateway.metering import Chunks, enter, metered, with_usage
 from serve_app.gateway.schema import CompletionRequest, EmbeddingRequest, check, parse_object
-from serve_app.gateway.sse import DONE, error_frame
 from serve_app.ports import Embedder
-from serve_app.runs import new_trace_id
+from serve_app.runs import answer_params, new_trace_id
 from serve_app.spans import read_traceparent
-from serve_app.telemetry import logger
+from serve_app.telemetry import bound
 
 router = APIRouter()
 T = TypeVar("T")
@@ -34,82 +31,66 @@ _LONGEST_TOKEN = 32  # characters
 async def completions(request: Request) -> Response:
     """Passed through to a replica: no log, no cache."""
     state = state_of(request)
-    trace_id = new_trace_id()
+    headers = _named(request)
+    trace_id = headers["x-trace-id"]
     begin_exchange(request, trace_id, read_traceparent(request.headers.getlist("traceparent")))
-    headers = {"x-trace-id": trace_id, "x-route": "direct", "x-cache": "bypass"}
-    request.state.error_headers = headers
     caller = await caller_of(request, state)
     body = parse_object(await read_body(request, state.settings.max_body_bytes))
     parsed = check(CompletionRequest, body)
     project = caller.acting_for(parsed.x_project)
     model, adapter = resolve_model(parsed.model, parsed.x_adapter, state.lifecycle.replicas)
-    body = {name: value for name, value in body.items() if not name.startswith("x_")}
+    asked = _engines_part(parsed, body)
     timeout_s = parsed.x_timeout_s or state.settings.request_timeout_s
     account = await enter(request, state, caller, project)
-    asked = body if account is None else with_usage(body)
-    chunks = state.lifecycle.replicas.completions(model, adapter, asked, request_id=trace_id)
-    if account is not None:
-        chunks = metered(chunks, state.meter, account, body, trace_id, timeout_s)
-    deadline = asyncio.get_running_loop().time() + timeout_s
+    with bound(trace_id, request_id=request.state.request_id):
+        told = asked if account is None else with_usage(asked)
+        chunks = state.lifecycle.replicas.completions(model, adapter, told, request_id=trace_id)
+        if account is not None:
+            chunks = metered(chunks, state.meter, account, asked, trace_id, timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        if not parsed.stream:
+            return await _whole(request, chunks, deadline, headers)
+        return await _streamed(request, chunks, deadline, headers)
+
+
+def _named(request: Request) -> dict[str, str]:
+    """The headers of an exchange that makes no run, on errors too: its own id finds it in the logs."""
+    request.state.error_headers = {"x-trace-id": new_trace_id(), "x-route": "direct", "x-cache": "bypass"}
+    return dict(request.state.error_headers)
+
+
+def _engines_part(parsed: CompletionRequest, body: dict[str, Any]) -> dict[str, Any]:
+    """What the engine is told of a request: as much as in a chat (no priority, no extension), and how to stream it."""
+    told = {**answer_params(body), "stream": bool(parsed.stream)}
+    return told if body.get("stream_options") is None else {**told, "stream_options": body["stream_options"]}
+
+
+async def _whole(request: Request, chunks: Chunks, deadline: float, headers: dict[str, str]) -> Response:
     try:
-        first = await unless_left(request, _in_time(anext(chunks), deadline))
-    except BaseException:
+        body = await unless_left(request, _in_time(anext(chunks), deadline))
+    finally:
         await chunks.aclose()
+    return Response(status_code=CLIENT_LEFT) if body is None else OrjsonResponse(body, headers=headers)
+
+
+async def _streamed(request: Request, chunks: Chunks, deadline: float, headers: dict[str, str]) -> Response:
+    """The stream, opened with the first chunk or at the first keep-alive: an early error gets its own HTTP status."""
+    reader = CompletionReader(chunks, deadline=deadline, keepalive_s=state_of(request).settings.keepalive_s)
+    try:
+        first = await unless_left(request, reader.next())
+    except BaseException:
+        await reader.close()
         raise
     if first is None:
-        await chunks.aclose()
+        await reader.close()
         return Response(status_code=CLIENT_LEFT)
-    if not parsed.stream:
-        await chunks.aclose()
-        return OrjsonResponse(first, headers=headers)
-
-    return CompletionStream(first, chunks, deadline, headers)
-
-
-class CompletionStream(StreamingResponse):
-    """The chunks of one completion. When it ends, for whatever reason, they are closed, and the exchange's span says so."""
-
-    def __init__(self, first: dict[str, Any], chunks: Chunks, deadline: float, headers: dict[str, str]) -> None:
-        self._chunks = chunks
-        self._finished = False
-        self._broken: str | None = None  # the code of the error that ended the stream
-        super().__init__(
-            self._frames(first, deadline, headers["x-trace-id"]),
-            media_type="text/event-stream",
-            headers={"X-Accel-Buffering": "no", **headers},
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if not self._finished:
-                note_cut(scope, exchange_span.CLIENT_LEFT, failed=False)
-            elif self._broken is not None:
-                note_cut(scope, self._broken, failed=True)
-            await self._chunks.aclose()
-
-    async def _frames(self, chunk: dict[str, Any] | None, deadline: float, trace_id: str) -> AsyncIterator[bytes]:
-        try:
-            while chunk is not None:
-                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
-                chunk = await _in_time(anext(self._chunks, None), deadline)
-            self._finished = True  # before the frame is out: a client may close the moment it has read it
-            yield DONE
-        except AifactoryError as error:
-            yield self._cut(error)
-        except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
-            logger.opt(exception=error).error("completion broke", trace_id=trace_id)
-            yield self._cut(UpstreamFailed("the completion broke off; the log has the cause under this trace_id"))
-
-    def _cut(self, error: AifactoryError) -> bytes:
-        self._finished, self._broken = True, error.code
-        return error_frame(error)
+    return CompletionStream(reader, first, headers=headers)
 
 
 @router.post("/v1/embeddings")
 async def embeddings(request: Request) -> Response:
     state = state_of(request)
+    headers = _named(request)
     caller = await caller_of(request, state)
     parsed = check(EmbeddingRequest, parse_object(await read_body(request, state.settings.max_body_bytes)))
     embedder = state.lifecycle.embedder
@@ -122,16 +103,17 @@ async def embeddings(request: Request) -> Response:
             param="dimensions",
             code="unsupported",
         )
-    account = await enter(request, state, caller, caller.project)
-    vectors, tokens = await _embed(embedder, parsed.input)
-    if account is not None:
-        await state.meter.charge(account, tokens)
+    account = await enter(request, state, caller, caller.acting_for(parsed.x_project))
+    with bound(headers["x-trace-id"], request_id=request.state.request_id):
+        vectors, tokens = await _embed(embedder, parsed.input)
+        if account is not None:
+            await state.meter.charge(account, tokens)
     entries = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, parsed.encoding_format)}
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return OrjsonResponse({"object": "list", "data": entries, "model": embedder.model_id, "usage": usage})
+    return OrjsonResponse({"object": "list", "data": entries, "model": embedder.model_id, "usage": usage}, headers=headers)
 
 
 async def _in_time(step: Awaitable[T], deadline: float) -> T:
@@ -140,7 +122,7 @@ async def _in_time(step: Awaitable[T], deadline: float) -> T:
         async with asyncio.timeout_at(deadline):
             return await step
     except TimeoutError:
-        raise DeadlineExceeded("the completion did not finish within its time (x_timeout_s)") from None
+        raise late() from None
 
 
 async def _embed(embedder: Embedder, value: str | list[str] | list[int] | list[list[int]]) -> tuple[list[list[float]], int]:

@@ -31,6 +31,7 @@ async def get_run(request: Request, trace_id: str) -> Response:
             "attempt": row.attempt,
             "created_at": row.created_at,
             "updated_at": row.updated_at,
+            "timings": _timings(row),
             "usage": row.usage,
             "winner": answer.winner if answer else None,
             "debate": answer.debate.facts() if answer and answer.debate else None,
@@ -75,6 +76,13 @@ async def _run(request: Request, trace_id: str) -> RunRecord:
         if row is not None:
             return row
     raise NotFound(f"run {trace_id!r} does not exist in your project", param="trace_id", code="run_not_found")
+
+
+def _timings(row: RunRecord) -> dict[str, float | None]:
+    """When the run was claimed and when its end was recorded, Unix seconds, and how long that took; null while it runs."""
+    finished_at = row.updated_at if row.status.terminal else None  # the end is the last thing that touches a row
+    seconds = None if finished_at is None else finished_at - row.created_at
+    return {"created_at": row.created_at, "finished_at": finished_at, "seconds": seconds}
 
 
 def _after(request: Request) -> int:

@@ -97,15 +97,14 @@ class CompletionRequest(_Request):
 
 
 class EmbeddingRequest(BaseModel):
-    """POST /v1/embeddings."""
-
-    model_config = ConfigDict(extra="forbid")
+    """POST /v1/embeddings. Unknown fields have no effect, as in a chat; unknown extension fields are refused there and here."""
 
     model: str = Field(min_length=1)
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = None
     user: str | None = None
+    x_project: str | None = Field(None, min_length=1, max_length=128)
 
     @field_validator("input")
     @classmethod

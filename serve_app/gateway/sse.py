@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.answers import AnswerBuilder
-from serve_app.errors import AifactoryError, UpstreamFailed, from_body
+from serve_app.errors import AifactoryError, Cancelled, UpstreamFailed, from_body
 from serve_app.events import ChoiceEnd, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.gateway.exchange_span import CLIENT_LEFT, note_cut
 from serve_app.lifecycle.ahead import ReadAhead
@@ -24,6 +24,7 @@ from serve_app.telemetry import count, logger, observe
 # No blank line behind it: openai's decoder takes one for an event without data once there was an id, and breaks.
 KEEPALIVE = b": keep-alive\n"
 DONE = b"data: [DONE]\n\n"
+_BROKEN = ("error", "cancelled")
 
 
 class Renderer:
@@ -43,7 +44,7 @@ class Renderer:
             case TokenEvent(task=str(task), text=text):
                 chunks = [{**self._chunk(0, {"reasoning_content": text}), **_whose(event.body, task)}] if self._drafts else []
             case TokenEvent() as token:
-                delta = {"reasoning_content" if token.reasoning else "content": token.text}
+                delta = _thought(token.text) if token.reasoning else {"content": token.text}
                 chunks = [self._chunk(token.index, delta, logprobs=token.logprobs)]
             case ToolCallEvent(task=None) as piece:
                 chunks = [self._chunk(piece.index, {"tool_calls": [_call_delta(piece)]})]
@@ -65,18 +66,22 @@ class Renderer:
         return [_frame({**chunk, "x_provisional": True}, None)]
 
     def _end(self, seq: int, end: FinishedEvent) -> list[bytes]:
-        if end.reason in ("error", "cancelled"):
+        if end.reason in _BROKEN:
             return [error_frame(error_of(end), seq)]
-        chunks = []
-        for choice in end.choices or (ChoiceEnd(finish_reason=end.reason),):
-            chunk = self._chunk(choice.index, {}, finish=choice.finish_reason)
-            if choice.stop_reason is not None:
-                chunk["choices"][0]["stop_reason"] = choice.stop_reason
-            chunks.append(chunk)
-        if self._include_usage:
-            chunks.append({**self._head(), "choices": [], "usage": usage_json(self._builder)})
-        chunks[-1]["x_factory"] = x_factory(self._reply, end)
-        return [*(_frame(chunk, None) for chunk in chunks[:-1]), _frame(chunks[-1], seq), DONE]
+        ends = [self._last_of(choice) for choice in end.choices or (ChoiceEnd(finish_reason=end.reason),)]
+        usage = [{**self._head(), "choices": [], "usage": usage_json(self._builder)}] if self._include_usage else []
+        further = dict(end.extra or {})
+        if (mark := further.pop("system_fingerprint", None)) is not None:
+            for chunk in usage or ends:  # where vLLM puts it
+                chunk["system_fingerprint"] = mark
+        *others, last = [*ends, *usage]
+        last |= {**further, "x_factory": x_factory(self._reply, end)}
+        return [*(_frame(chunk, None) for chunk in others), _frame(last, seq), DONE]
+
+    def _last_of(self, choice: ChoiceEnd) -> dict[str, Any]:
+        chunk = self._chunk(choice.index, {}, finish=choice.finish_reason)
+        chunk["choices"][0] |= _of_end(choice)
+        return chunk
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -154,26 +159,30 @@ class EventStream(StreamingResponse):
                 count("aifactory_streams_dropped_total", route=route, reason="client")
                 note_cut(scope, CLIENT_LEFT, failed=False)
             elif self._broken is not None:
+                if self._broken != Cancelled.default_code:  # which somebody asked for
+                    count("aifactory_streams_dropped_total", route=route, reason=self._broken)
                 note_cut(scope, self._broken, failed=True)
 
     async def _frames(self, event: RunEvent | None, renderer: Renderer, keepalive_s: float) -> AsyncIterator[bytes]:
         try:
             for frame in renderer.preface():
                 yield frame
+            due = time.monotonic() + keepalive_s
             while True:
-                if event is None:
-                    yield KEEPALIVE
-                else:
-                    # Set before the frames are out: a client may close the moment it has read [DONE].
-                    if isinstance(event.body, FinishedEvent):
-                        self._finished, self._broken = True, (event.body.error or {}).get("code")
-                    for frame in renderer.frames(event):
-                        yield frame
-                    if self._finished:
-                        return
-                event = await self._reader.next(keepalive_s)
+                # Set before the frames are out: a client may close the moment it has read [DONE].
+                if event is not None and isinstance(event.body, FinishedEvent):
+                    self._finished, self._broken = True, _code_of(event.body)
+                frames = [KEEPALIVE] if event is None else renderer.frames(event)
+                if not frames and time.monotonic() >= due:
+                    frames = [KEEPALIVE]  # events come, but none that this client is shown
+                for frame in frames:
+                    yield frame
+                if self._finished:
+                    return
+                if frames:
+                    due = time.monotonic() + keepalive_s
+                event = await self._reader.next(max(0.0, due - time.monotonic()))
         except AifactoryError as error:
-            count("aifactory_streams_dropped_total", route=self._reader.reply.route, reason=error.code)
             self._finished, self._broken = True, error.code
             yield error_frame(error)
         except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
@@ -200,13 +209,11 @@ def completion(reply: Reply, answer: Answer, builder: AnswerBuilder, end: Finish
         ended = answer.ends[position]
         choice = {
             "index": ended.index,
-            "message": message,
+            "message": _message(message),
             "logprobs": answer.logprobs[position] if position < len(answer.logprobs) else None,
             "finish_reason": ended.finish_reason,
         }
-        if ended.stop_reason is not None:
-            choice["stop_reason"] = ended.stop_reason
-        choices.append(choice)
+        choices.append(choice | _of_end(ended))
     return {
         "id": f"chatcmpl-{reply.trace_id}",
         "object": "chat.completion",
@@ -235,7 +242,7 @@ def x_factory(reply: Reply, end: FinishedEvent) -> dict[str, Any]:
 
 def raise_if_broken(event: RunEvent) -> None:
     """Raise the error of a run that did not end well."""
-    if isinstance(event.body, FinishedEvent) and event.body.reason in ("error", "cancelled"):
+    if isinstance(event.body, FinishedEvent) and event.body.reason in _BROKEN:
         raise error_of(event.body)
 
 
@@ -256,6 +263,25 @@ def usage_json(builder: AnswerBuilder) -> dict[str, Any]:
 
 def _broke_off() -> UpstreamFailed:
     return UpstreamFailed("the run's events stopped before it was finished")
+
+
+def _code_of(end: FinishedEvent) -> str | None:
+    return error_of(end).code if end.reason in _BROKEN else None
+
+
+def _thought(text: str) -> dict[str, str]:
+    """A model's own reasoning: under vLLM's name, and under the older one that many clients read."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _message(kept: dict[str, Any]) -> dict[str, Any]:
+    thought = kept.get("reasoning_content")
+    return {**kept, **_thought(thought)} if thought else kept
+
+
+def _of_end(end: ChoiceEnd) -> dict[str, Any]:
+    """What vLLM says of a choice's end beyond OpenAI's fields."""
+    return end.model_dump(include={"stop_reason", "token_ids"}, exclude_none=True)
 
 
 def _whose(draft: TokenEvent, task: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Lifecycle:
         """Listen for cancels and keep the leases of our runs."""
         await self.bus.on_cancel(lambda trace_id, reason: void(self.local_runs.stop(trace_id, reason)))
         self._tasks.spawn(self.upkeep.run(), name="keep leases")
-        self._tasks.spawn(Sweeper(self.settings, store=self.store, bus=self.bus, queue=self.queue).run(), name="sweep")
+        self._tasks.spawn(Sweeper(lambda: self.settings, store=self.store, bus=self.bus, queue=self.queue).run(), name="sweep")
 
     async def close(self) -> None:
         """Stop the runs that this process executes; each is settled as failed before this returns."""

@@ -76,20 +76,21 @@ class Sweeper:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Callable[[], Settings],  # those of now: some change while the process lives
         *,
         store: RunStore,
         bus: EventBus,
         queue: RunQueue,
         on_ended: Callable[[RunRecord], Awaitable[None]] | None = None,
     ) -> None:
-        self.interval_s = settings.lease_s / 3
-        self._lease_s = settings.lease_s
-        self._redelivered_s = settings.lease_s + settings.queue_ack_wait_s
+        fixed = settings()
+        self.interval_s = fixed.lease_s / 3
+        self._settings = settings
+        self._lease_s = fixed.lease_s
+        self._redelivered_s = fixed.lease_s + fixed.queue_ack_wait_s
         # At its owner's death at least two thirds of a lease are left, and the queue waits ack_wait from then on.
-        self._overdue_s = max(0.0, settings.queue_ack_wait_s - settings.lease_s * 2 / 3)
-        self._forlorn_s = settings.request_timeout_s
-        self._retention_s = settings.run_retention_s
+        self._overdue_s = max(0.0, fixed.queue_ack_wait_s - fixed.lease_s * 2 / 3)
+        self._retention_s = fixed.run_retention_s
         self._purged_at = 0.0
         self._store = store
         self._bus = bus
@@ -152,9 +153,8 @@ class Sweeper:
         # With limit 0 Postgres is only asked whether it is there.
         limit = _BATCH if now - self._owners_since >= self._lease_s else 0
         may_come_again = self._queue_holds_runs or now - self._queue_since < self._redelivered_s
-        records = await self._store.end_abandoned(
-            limit=limit, workflow_overdue_s=self._forlorn_s if may_come_again else self._overdue_s
-        )
+        overdue_s = self._settings().request_timeout_s if may_come_again else self._overdue_s
+        records = await self._store.end_abandoned(limit=limit, workflow_overdue_s=overdue_s)
         for record in records:
             logger.warning("run ended: its owner fell silent", trace_id=record.trace_id, route=record.route)
             count("aifactory_runs_total", route=record.route, outcome="abandoned")

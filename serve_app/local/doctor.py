@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from serve_app.local import nats, postgres
+from serve_app.local import nats, own_ray, postgres
 from serve_app.local.deployment import not_ready
 from serve_app.local.model import PACKAGED_LLM
 from serve_app.local.ports import is_free
@@ -17,6 +17,10 @@ from serve_app.settings import Settings
 
 _WANTED = {"ray": "2.60.0", "dagster": "1.13.27"}
 _NEEDED_GIB = 6
+_RAY_CURE = (
+    "set AIFACTORY_RAY_ADDRESS to the host:port of the cluster's head (its GCS), or to auto; run on a node of the cluster, in a "
+    "shell that has its token (. .node-env); unset it for an embedded one"
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def _own_servers(settings: Settings) -> Iterator[Finding]:
         )
     if settings.nats_url:
         yield _connection("NATS", lambda: nats.probe(settings.nats_url.get_secret_value() if settings.nats_url else ""))
+    if settings.ray_address:
+        yield _own_ray(settings.ray_address)
 
 
 def _connections(state: StackState) -> Iterator[Finding]:
@@ -115,7 +121,14 @@ def _connections(state: StackState) -> Iterator[Finding]:
         yield Finding(name, "has ended", f"`aifactory up` starts it again; its log is {state.state_dir / 'logs' / name}.log")
     yield _connection("Postgres", lambda: _postgres_trouble(state.postgres_dsn or ""))
     yield _connection("NATS", lambda: nats.probe(state.nats_url or ""))
+    if state.ray_ports is None and state.ray_address:
+        yield _own_ray(state.ray_address)
     yield _connection("API", lambda: not_ready(state))
+
+
+def _own_ray(address: str) -> Finding:
+    trouble = own_ray.probe(address)
+    return Finding("Ray", "answers" if trouble is None else trouble, None if trouble is None else _RAY_CURE)
 
 
 def _connection(name: str, trouble_of: Callable[[], str | None]) -> Finding:

@@ -1,5 +1,6 @@
 """OpenAI chat chunks to run events. Pure."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Final, get_args
 
@@ -58,11 +59,14 @@ def error_from_replica(body: object, *, status: int | None) -> AifactoryError:
 class ChunkReader:
     """Turns the chunks of one chat stream into events; `finish` says how the answer ended, and never invents an end.
 
-    `choices` is how many the request asked for.
+    `choices` is how many the request asked for; `request_id` names the tool calls that the engine leaves without id.
     """
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, choices: int = 1, request_id: str = "") -> None:
         self._choices = choices
+        self._request_id = request_id
+        self._calls: set[tuple[int, int]] = set()  # (choice, call) that have begun
+        self._token_ids: dict[int, list[int]] = {}
         self._begun: set[int] = set()
         self._ends: dict[int, ChoiceEnd] = {}
         self._completion_tokens: dict[int, int] = {}
@@ -116,18 +120,29 @@ class ChunkReader:
         if (text := delta.get("content") or "") or logprobs:
             yield TokenEvent(text=text, index=index, logprobs=logprobs)
         for call in delta.get("tool_calls") or ():
-            function = call.get("function") or {}
-            yield ToolCallEvent(
-                name=function.get("name"),
-                arguments=function.get("arguments") or "",
-                call=call.get("index", 0),
-                call_id=call.get("id"),
-                index=index,
-            )
+            yield self._read_call(index, call)
+        if ids := choice.get("token_ids"):
+            self._token_ids.setdefault(index, []).extend(ids)
         if reason := choice.get("finish_reason"):
             if reason in _BROKEN_ENDS:
                 raise UpstreamFailed(f"the engine gave up on the request (finish_reason {reason!r})")
-            self._ends[index] = ChoiceEnd(index=index, finish_reason=reason, stop_reason=choice.get("stop_reason"))
+            self._ends[index] = ChoiceEnd(
+                index=index,
+                finish_reason=reason,
+                stop_reason=choice.get("stop_reason"),
+                token_ids=self._token_ids.get(index),
+            )
+
+    def _read_call(self, index: int, call: dict[str, Any]) -> ToolCallEvent:
+        """A piece of a tool call. Its first piece has an id, and only that one: clients join what the pieces say."""
+        function, number = call.get("function") or {}, int(call.get("index", 0))
+        call_id = None
+        if (index, number) not in self._calls:
+            self._calls.add((index, number))
+            call_id = call.get("id") or _call_id(self._request_id, index, number)
+        return ToolCallEvent(
+            name=function.get("name"), arguments=function.get("arguments") or "", call=number, call_id=call_id, index=index
+        )
 
     def _total(self, usage: dict[str, Any], choices: list[dict[str, Any]]) -> Usage:
         """Usage of the whole answer; what cannot be read is left out: it does not spoil an answer."""
@@ -148,3 +163,8 @@ class ChunkReader:
             completion, prompt = sum(self._completion_tokens.values()), int(usage.get("prompt_tokens") or 0)
             fields |= {"completion_tokens": completion, "total_tokens": prompt + completion}
         return Usage(**fields)
+
+
+def _call_id(request_id: str, index: int, number: int) -> str:
+    """Unique per call, as long as OpenAI's: some services take no longer ones back."""
+    return "call_" + hashlib.sha256(f"{request_id}/{index}/{number}".encode()).hexdigest()[:24]

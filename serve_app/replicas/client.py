@@ -51,7 +51,7 @@ class ServeReplicas:
         self, model: str, adapter: str | None, body: dict[str, Any], *, request_id: str
     ) -> AsyncGenerator[EventBody, None]:
         """See ports.Replicas.stream."""
-        reader = ChunkReader(choices_due(body))
+        reader = ChunkReader(choices_due(body), request_id)
         patience = self._patience(whole=comes_whole(body))
         async with self._call("chat_batches", model, adapter, body, request_id, patience) as chunks:
             try:

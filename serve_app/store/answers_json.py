@@ -11,7 +11,7 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     return {
         "model": answer.model,
         "messages": list(answer.messages),
-        "ends": [end.model_dump() for end in answer.ends],
+        "ends": [end.model_dump(exclude_none=True) for end in answer.ends],
         "usage": answer.usage.model_dump(),
         "winner": answer.winner,
         "debate": answer.debate.model_dump(mode="json") if answer.debate else None,

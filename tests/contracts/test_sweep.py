@@ -39,7 +39,8 @@ class Store(InMemoryRunStore):
 
 def a_sweeper(store: InMemoryRunStore, bus: Any, queue: Any, *, watched: bool = True, lease_s: float = 30) -> Sweeper:
     """A sweeper; `watched`: as one that has been there for long."""
-    sweeper = Sweeper(bus_settings(lease_s=lease_s), store=store, bus=bus, queue=queue)
+    settings = bus_settings(lease_s=lease_s)
+    sweeper = Sweeper(lambda: settings, store=store, bus=bus, queue=queue)
     if watched:
         sweeper._owners_since = sweeper._queue_since = 0.0
     return sweeper
@@ -208,6 +209,16 @@ async def test_workflow_runs_are_left_to_a_queue_that_still_holds_some(jetstream
         assert await sweeper.sweep() == 0, "it was taken, but not ended"
         await delivery.done()
     await until_backlog(queue, 0)
+    assert await sweeper.sweep() == 1
+
+
+async def test_how_long_a_forlorn_run_is_left_to_the_queue_is_read_anew(stage: Stage) -> None:
+    store, settings = InMemoryRunStore(), [bus_settings(request_timeout_s=600)]
+    sweeper = Sweeper(lambda: settings[-1], store=store, bus=await stage.bus(), queue=await stage.queue())
+    sweeper._owners_since = 0.0
+    await store.claim(a_run(route="workflow"), lease_s=-100)
+    assert await sweeper.sweep() == 0
+    settings.append(bus_settings(request_timeout_s=50))
     assert await sweeper.sweep() == 1
 
 

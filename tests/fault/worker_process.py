@@ -63,7 +63,7 @@ async def open_worker(around: Surroundings, replicas: Any, stack: AsyncExitStack
     sweeping = TaskOwner()
     stack.push_async_callback(sweeping.close)
     on_ended = partial(end_dagster_run, instance)
-    sweeper = Sweeper(settings, store=around.store, bus=around.bus, queue=around.queue, on_ended=on_ended)
+    sweeper = Sweeper(lambda: settings, store=around.store, bus=around.bus, queue=around.queue, on_ended=on_ended)
     sweeping.spawn(sweeper.run(), name="sweep")
 
 

@@ -45,7 +45,8 @@ Lists and objects can be given in the environment as JSON, single members of an 
 A stack keeps the settings that it was started with: `aifactory down`, then `up`, for a change; `up` beside a running stack takes
 none over. Times are seconds unless the name says otherwise.
 
-*live*: may change without a restart, through the `user_config` of the Serve deployment `gateway`.
+*live*: may change without a restart, through the `user_config` of the Serve deployments `gateway` and `debate-worker`
+(`serve.yaml`, see [operations.md](operations.md)). Debates in processes of their own have the values that the stack started with.
 
 | environment | value | default | live | meaning |
 |---|---|---|---|---|

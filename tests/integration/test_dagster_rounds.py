@@ -167,11 +167,15 @@ async def test_a_fault_is_retried_by_dagster_and_seen_in_its_ui(place: Stand) ->
     assert [log.step_key for log in retried] == ["argue[A]", "decide"]
 
 
-async def test_the_settings_say_how_long_a_retry_waits(settings: Settings, instance: DagsterInstance) -> None:
-    chosen = settings.model_copy(update={"task_retries": 2, "retry_backoff_s": 0.01, "retry_backoff_max_s": 0.015})
+@pytest.mark.parametrize("changed_live", [False, True])
+async def test_the_settings_say_how_long_a_retry_waits(settings: Settings, instance: DagsterInstance, changed_live: bool) -> None:
+    slow = settings.model_copy(update={"task_retries": 2, "retry_backoff_s": 0.4, "retry_backoff_max_s": 0.8})
+    chosen = slow.model_copy(update={"retry_backoff_s": 0.01, "retry_backoff_max_s": 0.015})
     faults: list[Exception] = [UpstreamFailed("replica died"), UpstreamFailed("replica died")]
-    stand = Stand(chosen, instance, ScriptedReplicas(A=Script(errors=faults)))
+    stand = Stand(slow if changed_live else chosen, instance, ScriptedReplicas(A=Script(errors=faults)))
     async with stand.working() as pulls:
+        if changed_live:
+            pulls.reconfigure(chosen)
         run = await stand.submit(strategy="vote")
         await stand.events(run)
         await stand.until_quiet(pulls)
@@ -179,6 +183,18 @@ async def test_the_settings_say_how_long_a_retry_waits(settings: Settings, insta
     retried = await asyncio.to_thread(instance.all_logs, dagster_run.run_id, DagsterEventType.STEP_UP_FOR_RETRY)
     waits = [log.dagster_event.step_retry_data.seconds_to_wait or 0 for log in retried if log.dagster_event is not None]
     assert [0.005 <= waits[0] <= 0.01, 0.0075 <= waits[1] <= 0.015] == [True, True], waits
+
+
+@pytest.mark.parametrize(("drafts", "strategy"), [(True, "vote"), (False, "vote"), (False, "synthesize")])
+async def test_the_first_token_that_is_heard_is_timed_once(
+    place: Stand, monkeypatch: pytest.MonkeyPatch, drafts: bool, strategy: str
+) -> None:
+    timed: list[str] = []
+    monkeypatch.setattr("dagster_project.resources.observe", lambda name, seconds, **tags: timed.append(f"{name} {tags}"))
+    place.replicas.scripts = {"A": Script(("Lyon",))}
+    told = await hold(place, drafts=drafts, strategy=strategy)
+    assert end_of(told).reason == "stop"
+    assert timed == ["aifactory_time_to_first_token_seconds {'route': 'workflow'}"]
 
 
 async def test_an_operators_pool_limit_bounds_the_debaters(place: Stand) -> None:

@@ -66,3 +66,10 @@ def test_doctor_names_a_cure_for_a_closed_port(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "FAIL NATS: 127.0.0.1:1" in done.stdout
     assert "check the address" in done.stdout
+
+
+def test_doctor_names_a_cure_for_a_ray_address_where_nothing_listens(tmp_path: Path) -> None:
+    done = _aifactory(tmp_path, "doctor", AIFACTORY_RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 1
+    assert "FAIL Ray: 127.0.0.1:1" in done.stdout
+    assert "AIFACTORY_RAY_ADDRESS" in done.stdout

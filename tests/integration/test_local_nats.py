@@ -3,14 +3,18 @@
 import os
 import signal
 import stat
+import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import nats
 import pytest
 
 from serve_app.local.nats import EmbeddedNats, NatsError, probe
 from serve_app.local.ports import choose_port
-from serve_app.local.processes import find_all, is_alive
+from serve_app.local.processes import child_environment, end, find_all, is_alive, spawn
+from tests.house.tree import ROOT
 
 
 @pytest.fixture
@@ -61,3 +65,34 @@ def test_taken_port_is_told_with_the_log(server: EmbeddedNats, tmp_path: Path) -
     finally:
         server.stop(known)
     assert find_all(tmp_path) == []
+
+
+@pytest.mark.parametrize("which", ["embedded", "shipped"])
+def test_what_is_acknowledged_is_on_disk(which: str, server: EmbeddedNats, tmp_path: Path) -> None:
+    """Asked of a real server that runs with the configuration: a request that was accepted outlives a power cut."""
+    config = ROOT / "deploy" / "systemd" / "nats.conf"
+    if which == "embedded":
+        server.stop(server.start())  # now its configuration is written
+        config = tmp_path / 'a "b" c' / "server.conf"
+    assert jetstream_of(config, tmp_path)["sync_always"] is True
+
+
+def jetstream_of(config: Path, folder: Path) -> dict[str, Any]:
+    """What a server that was started with this file says about its JetStream."""
+    taken: set[int] = set()
+    port, monitor = choose_port(0, taken), choose_port(0, taken)
+    env = child_environment({"NATS_STORE": str(folder / "store"), "NATS_PASSWORD": "x"}, mark=folder)
+    options = ["-a", "127.0.0.1", "-p", str(port), "-m", str(monitor)]
+    known = spawn(["nats-server", "-c", str(config), *options], env=env, log=folder / "varz.log")
+    deadline = time.monotonic() + 60
+    try:
+        while True:
+            assert is_alive(known), (folder / "varz.log").read_text()
+            try:
+                told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{monitor}/varz", timeout=10, trust_env=False).json()
+                return dict(told["jetstream"]["config"])
+            except httpx.TransportError:
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.05)
+    finally:
+        end([known], grace_s=15, first_signal=signal.SIGTERM)

@@ -234,7 +234,7 @@ async def test_a_run_whose_gateway_died_is_ended_in_the_trace_too(collector: Col
     async with serve_gateway(lease_s=0.2, request_timeout_s=0.2) as gateway, gateway.http() as http:
         asked = asyncio.ensure_future(http.post("/v1/chat/completions", json={**DEBATE, "x_timeout_s": 0.2}))
         settings = gateway.lifecycle.settings.model_copy(update={"queue_ack_wait_s": 0.1})
-        sweeper = Sweeper(settings, store=gateway.store, bus=gateway.bus, queue=gateway.queue)
+        sweeper = Sweeper(lambda: settings, store=gateway.store, bus=gateway.bus, queue=gateway.queue)
         deadline = time.monotonic() + 30
         while not collector.named("invoke_workflow debate") and time.monotonic() < deadline:
             await sweeper.sweep()

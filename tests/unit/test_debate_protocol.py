@@ -107,6 +107,13 @@ def test_a_debater_gets_the_conversation_without_names_and_its_own_temperature()
     assert task_body(SPEC, SPEC.find("B"), messages[1:], params)["temperature"] == 1.5
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+@pytest.mark.parametrize(("said", "merged"), [("Be kind.", "Be kind.\n\nBe brief."), ("", "Be brief.")])
+def test_a_debaters_own_instructions_join_those_of_the_request(role: str, said: str, merged: str) -> None:
+    body = task_body(SPEC, SPEC.find("A"), [{"role": role, "content": said}, *ASKED], {})
+    assert body["messages"] == [{"role": role, "content": merged}, *ASKED], "templates refuse a second instructing message"
+
+
 def test_the_name_of_a_function_is_no_speakers_name() -> None:
     called = {"role": "function", "name": "weather", "content": "rain"}
     assert task_body(SPEC, SPEC.find("B"), [called], {})["messages"] == [called]

@@ -65,6 +65,37 @@ def test_tool_calls_keep_number_id_and_name() -> None:
     assert events[:2] == [ToolCallEvent(name="search", call=1, call_id="c1"), ToolCallEvent(arguments="{}", call=1)]
 
 
+def test_a_tool_call_without_an_id_gets_one_of_its_own_that_stays() -> None:
+    nameless = [
+        chunk({"tool_calls": [{"index": number, "function": {"name": "f", "arguments": "{}"}}]}, choice)
+        for choice in (0, 1)
+        for number in (0, 1)
+    ]
+    late = chunk({"tool_calls": [{"index": 0, "id": "late", "function": {"arguments": ""}}]}, 0)
+
+    def ids(request_id: str) -> list[str | None]:
+        reader = ChunkReader(2, request_id)
+        return [e.call_id for raw in (*nameless, late) for e in reader.feed(raw) if isinstance(e, ToolCallEvent)]
+
+    *made, after = ids("a" * 32)
+    assert all(one is not None and one.startswith("call_") and len(one) <= 40 for one in made)
+    assert len(set(made)) == 4, "each call of each choice"
+    assert after is None, "clients join the ids of all pieces"
+    assert ids("a" * 32)[:4] == made
+    assert not set(ids("b" * 32)) & set(made)
+
+
+def test_token_ids_of_a_choice_are_told_with_its_end() -> None:
+    reader = ChunkReader(2)
+    for raw in (
+        chunk({"content": "a"}, 0, token_ids=[1]),
+        chunk({"content": "b"}, 1, token_ids=[2], finish_reason="stop"),
+        chunk({}, 0, token_ids=[3, 4], finish_reason="stop"),
+    ):
+        list(reader.feed(raw))
+    assert [end.token_ids for end in reader.finish().choices] == [(1, 3, 4), (2,)]
+
+
 def test_usage_counts_all_choices_and_is_not_repeated() -> None:
     events = read(
         chunk({"content": "a"}, 0, usage(5, 1)),

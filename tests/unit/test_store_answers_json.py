@@ -30,7 +30,13 @@ DEBATES = st.builds(
     votes=st.lists(BALLOTS, max_size=3).map(tuple),
     tasks=st.lists(TASKS, max_size=3).map(tuple),
 )
-ENDS = st.builds(ChoiceEnd, index=COUNT, finish_reason=TEXT, stop_reason=st.none() | TEXT | st.integers(0, 10**6))
+ENDS = st.builds(
+    ChoiceEnd,
+    index=COUNT,
+    finish_reason=TEXT,
+    stop_reason=st.none() | TEXT | st.integers(0, 10**6),
+    token_ids=st.none() | st.lists(COUNT, max_size=3).map(tuple),
+)
 ANSWERS = st.builds(
     Answer,
     model=TEXT,

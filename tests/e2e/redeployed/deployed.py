@@ -44,10 +44,11 @@ class Deployed:
         self.worker = worker
 
     def set_knobs(self, knobs: dict[str, Any]) -> None:
-        """Deploy the file as `up` wrote it, with these live settings of the gateway."""
+        """Deploy the file as `up` wrote it, with these live settings of gateway and worker."""
         config = yaml.safe_load(self.text)
-        (gateway,) = config["applications"][0]["deployments"]
-        gateway["user_config"] = knobs
+        for application in config["applications"]:
+            (deployment,) = application["deployments"]
+            deployment["user_config"] = knobs
         self.file.write_text(yaml.safe_dump(config))
         self.command("deploy", str(self.file))
 

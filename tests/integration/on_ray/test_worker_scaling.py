@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
+import ray
 from dagster import DagsterInstance, RunsFilter
 from nats.aio.msg import Msg
 from ray import serve
@@ -18,7 +20,7 @@ from dagster_project.worker import DEPLOYMENT, build
 from serve_app.lifecycle.sweep import waiting_lease_s
 from serve_app.replicas.client import ServeReplicas
 from serve_app.runs import Run, RunStatus
-from serve_app.settings import WORKER_APP_NAME, Settings
+from serve_app.settings import WORKER_APP_NAME, Settings, settings_to_dict
 from tests.contracts.conftest import NatsServer, own_nats  # noqa: F401 - a fixture
 from tests.fault.replica_cluster import inject, replica_cluster, simulated_model
 from tests.fault.worker_process import Surroundings
@@ -113,6 +115,41 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise AssertionError(f"not within {WAIT_S:g} s: {what}; workers: {dict(workers())}") from None
+
+
+def deploy_with(settings: Settings, **knobs: Any) -> None:
+    """What `serve deploy` does with another user_config: as it is the same version, no worker is started again."""
+    changed = {"user_config": settings.live() | knobs, "version": "from a file"}
+    worker = build(settings)._bound_deployment.options(**changed, _internal=True)
+    serve.run(worker.bind(settings_to_dict(settings)), name=WORKER_APP_NAME, route_prefix=None)
+
+
+def worker_actors() -> set[str]:
+    return {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if f"#{DEPLOYMENT}#" in actor["name"]}
+
+
+async def test_live_settings_reach_a_worker_that_runs(place: Place) -> None:
+    await asyncio.to_thread(deploy_with, place.settings)
+
+    async def one() -> bool:
+        return workers() == {"RUNNING": 1}
+
+    await until(one, "a worker of this version")
+    running = worker_actors()
+    await inject(MODEL, STALL)
+    await asyncio.to_thread(deploy_with, place.settings, stall_timeout_s=0.3)
+    # Refused as a whole: what was in force stays, and no worker ends.
+    await asyncio.to_thread(deploy_with, place.settings, stall_timeout_s=600, no_such_setting=1)
+    run = await place.submit()
+
+    async def ended() -> bool:
+        return await place.ended(run) == [run]
+
+    await until(ended, "debaters are given up after a short silence")
+    record = await place.store.find(run.trace_id)
+    assert record is not None
+    assert (record.status, (record.error or {}).get("code")) == (RunStatus.FAILED, "upstream_failed")
+    assert worker_actors() == running
 
 
 async def test_workers_come_with_the_queue_and_go_without_losing_runs(place: Place) -> None:
