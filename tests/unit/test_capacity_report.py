@@ -98,5 +98,5 @@ def test_the_picture_is_a_png(tmp_path: Path, predicted: Findings) -> None:
 
 def test_a_missing_matplotlib_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    with pytest.raises(PlotError, match=r"aifactory\[capacity\]"):
+    with pytest.raises(PlotError, match=r"\.\[capacity\]"):
         plot.check_plotting()

@@ -132,7 +132,7 @@ def test_a_missing_extra_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch
     for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
-    with pytest.raises(TracingUnavailable, match=r"pip install 'aifactory\[tracing\]'"):
+    with pytest.raises(TracingUnavailable, match=r"pip install -e '\.\[tracing\]'"):
         start_tracing(Settings(config="simulated", otlp_endpoint="http://127.0.0.1:4318"), component="gateway")
     assert start_tracing(Settings(config="simulated"), component="gateway") is None
 
