@@ -24,6 +24,7 @@ import psutil
 
 from bench.ending import end_on_sigterm
 from serve_app.local.model import resolve_model
+from serve_app.replicas.deployment import engine_arguments, engine_environment
 from serve_app.settings import Settings
 
 _WAYS: Final = ("one process", "with a worker")
@@ -50,7 +51,7 @@ def main() -> None:
 
 def _in_a_process(way: str, rounds: int) -> list[str]:
     model = Settings(config="local").models[0]
-    env = {**os.environ, **model.env, "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}  # noqa: TID251 - what the process inherits
+    env = {**os.environ, **engine_environment(model), "VLLM_LOGGING_LEVEL": "ERROR"}  # noqa: TID251 - what the process inherits
     command = [sys.executable, "-m", "bench.cpu_engine", "--way", way, "--rounds", str(rounds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
@@ -95,10 +96,9 @@ def _start(way: str) -> Any:
     settings = Settings(config="local")
     model, folder = settings.models[0], Path(settings.state_dir) / "models"
     source = resolve_model(model.source or "", folder, folder / "convert.log")
-    arguments = {name: value for name, value in model.engine_args.items() if name in AsyncEngineArgs.__dataclass_fields__}
-    engine_args = AsyncEngineArgs(
-        model=source, enable_chunked_prefill=False, distributed_executor_backend="mp", enable_log_requests=False, **arguments
-    )
+    known = AsyncEngineArgs.__dataclass_fields__
+    arguments = {name: value for name, value in engine_arguments(model).items() if name in known}
+    engine_args = AsyncEngineArgs(model=source, distributed_executor_backend="mp", enable_log_requests=False, **arguments)
     config = engine_args.create_engine_config()
     with in_one_process(config) if way == _WAYS[0] else nullcontext():
         return AsyncLLM.from_vllm_config(config)

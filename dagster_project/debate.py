@@ -17,10 +17,10 @@ from dagster_project.protocol.strategies.judge import JUDGE_TOKENS, judge_body, 
 from dagster_project.protocol.strategies.synthesize import synthesize_body, unwritten_verdict
 from dagster_project.protocol.strategies.vote import vote_verdict
 from dagster_project.protocol.terms import Ballot, DebateSpec, DebateTask, Draft, RoundEnd, StopReason, Verdict
-from dagster_project.protocol.texts import INSTRUCTING, instructions_text, plain_text, question_text, quoted, share
+from dagster_project.protocol.texts import instructions_text, plain_text, question_text, quoted, share
 from serve_app.configured import LEAST_DRAFT_TOKENS
 from serve_app.events import BallotReport, ChoiceEnd, DebateReport, TaskReport, Usage
-from serve_app.runs import Answer
+from serve_app.runs import INSTRUCTING, Answer
 
 __all__ = [
     "Ballot", "DebateSpec", "DebateTask", "Draft", "RoundEnd", "StopReason", "Verdict",

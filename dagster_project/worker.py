@@ -15,6 +15,7 @@ from dagster_project.warm.executor import StepHost
 from dagster_project.warm.instance import open_instance
 from serve_app.errors import Unavailable
 from serve_app.lifecycle.sweep import Sweeper
+from serve_app.live_settings import accepted
 from serve_app.settings import Settings, settings_from_dict, settings_to_dict
 from serve_app.tasks import TaskOwner
 from serve_app.telemetry import configure_logging, logger
@@ -73,19 +74,11 @@ class Worker:
         aside.spawn(orphans, name="end orphaned Dagster runs")
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over changed live settings, all others being as at the start; calls under way keep the old ones.
-
-        Wrong ones are logged and change nothing, as in the gateway.
-        """
-        try:
-            changed = self._given.with_live(user_config)
-        except ValueError as error:
-            logger.error("live settings refused, the old ones stay in force: {}", error)
-            return
-        self._settings = changed
-        self._replicas.take(changed)
-        self._pulls.reconfigure(changed)
-        logger.info("live settings in force", **user_config)
+        """Take over changed live settings, all others being as at the start; calls under way keep the old ones."""
+        if (changed := accepted(self._given, user_config)) is not None:
+            self._settings = changed
+            self._replicas.take(changed)
+            self._pulls.reconfigure(changed)
 
     def check_health(self) -> None:
         """Called by Serve every few seconds. Raises when the worker no longer works."""

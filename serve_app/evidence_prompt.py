@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from serve_app.retrieval import Evidence
+from serve_app.runs import INSTRUCTING
 
 VERSION: Final = 1  # of the wording: a part of the question, since the answer follows from it
 FENCE_TOKENS: Final = 40  # that the lines around one passage cost, about
@@ -38,7 +39,7 @@ def with_evidence(messages: Sequence[dict[str, Any]], evidence: Sequence[Evidenc
         return list(messages)
     text = system_text(evidence)
     first = messages[0] if messages else {}
-    if first.get("role") not in ("system", "developer"):
+    if first.get("role") not in INSTRUCTING:
         return [{"role": "system", "content": text}, *messages]
     content = first.get("content")
     if isinstance(content, list):

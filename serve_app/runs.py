@@ -12,6 +12,7 @@ import orjson
 from serve_app.events import ChoiceEnd, DebateReport, FinishReason, RagReport, RecallReport, Usage
 
 Route = Literal["direct", "rag", "workflow"]
+INSTRUCTING: Final = frozenset({"system", "developer"})  # roles whose messages say how to answer; two names of one thing
 SCOPE_VERSION: Final = 2  # counts up whenever what a scope is made of changes: entries of before are then no candidates
 
 # What does not change the answer is not part of the question, nor sent to the engine. (model and messages have fields of

@@ -7,7 +7,8 @@ contains "Answer B:" cannot pass for another one.
 from collections.abc import Sequence
 from typing import Any, Final
 
-INSTRUCTING: Final = frozenset({"system", "developer"})
+from serve_app.runs import INSTRUCTING
+
 _MARK: Final = " […] "
 _TAIL_PART: Final = 3  # a third of a cut text is its end, where conclusions stand
 

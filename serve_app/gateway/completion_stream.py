@@ -12,15 +12,13 @@ from typing import Final, cast
 
 import anyio
 import orjson
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from serve_app.errors import AifactoryError, DeadlineExceeded
-from serve_app.gateway.exchange_span import CLIENT_LEFT, note_cut
+from serve_app.gateway.counted_stream import CountedStream
 from serve_app.gateway.metering import Chunks
 from serve_app.gateway.sse import DONE, KEEPALIVE, error_frame
 from serve_app.lifecycle.ahead import ReadAhead
-from serve_app.telemetry import count, logger, observe
+from serve_app.telemetry import logger, observe
 
 _ROUTE: Final = "direct"
 
@@ -59,42 +57,22 @@ class CompletionReader:
                 await self._chunks.aclose()  # nobody did, if the frames had not begun
 
 
-class CompletionStream(StreamingResponse):
+class CompletionStream(CountedStream):
     """The stream of one completion. When it ends, for whatever reason, the reader is closed, and the exchange's span says so."""
 
     def __init__(self, reader: CompletionReader, first: bytes, *, headers: dict[str, str]) -> None:
         self._reader = reader
-        self._finished = False
-        self._broken: str | None = None  # the code of the error that ended the stream
-        self._opened = time.monotonic()
-        super().__init__(
-            self._sent(first),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._reader.close()
-            observe("aifactory_sse_seconds", time.monotonic() - self._opened, route=_ROUTE)
-            if not self._finished:
-                count("aifactory_streams_dropped_total", route=_ROUTE, reason="client")
-                note_cut(scope, CLIENT_LEFT, failed=False)
-            elif self._broken is not None:
-                count("aifactory_streams_dropped_total", route=_ROUTE, reason=self._broken)
-                note_cut(scope, self._broken, failed=True)
+        super().__init__(self._sent(first), route=_ROUTE, close=reader.close, headers=headers)
 
     async def _sent(self, frame: bytes) -> AsyncIterator[bytes]:
         try:
             while frame is not DONE:
                 yield frame
                 frame = await self._reader.next()
-            self._finished = True  # before the frame is out: a client may close the moment it has read it
+            self.ended()
             yield DONE
         except AifactoryError as error:
-            self._finished, self._broken = True, error.code
+            self.ended(error.code)
             yield error_frame(error)
 
 

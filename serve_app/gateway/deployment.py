@@ -13,8 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.http_app import GatewayState, build_http_app
 from serve_app.lifecycle.handle import Lifecycle
+from serve_app.live_settings import accepted
 from serve_app.settings import Settings, settings_from_dict
-from serve_app.telemetry import configure_logging, logger
+from serve_app.telemetry import configure_logging
 from serve_app.wiring import Parts, open_parts
 
 
@@ -60,18 +61,10 @@ class Gateway:
         return build_http_app(self._state, lifespan=self._lifespan, echo_request_id=False)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over changed live settings, all others being as at the start; requests in flight keep the old ones.
-
-        Wrong ones are logged and change nothing: raised, Serve would end this gateway, and the next, for a typing error.
-        """
-        try:
-            changed = self._given.with_live(user_config)
-        except ValueError as error:
-            logger.error("live settings refused, the old ones stay in force: {}", error)
-            return
-        self._settings = self._state.settings = self._lifecycle.settings = changed
-        self._parts.replicas.take(changed)
-        logger.info("live settings in force", **user_config)
+        """Take over changed live settings, all others being as at the start; requests in flight keep the old ones."""
+        if (changed := accepted(self._given, user_config)) is not None:
+            self._settings = self._state.settings = self._lifecycle.settings = changed
+            self._parts.replicas.take(changed)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

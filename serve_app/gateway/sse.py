@@ -9,17 +9,15 @@ from typing import Any
 
 import anyio
 import orjson
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from serve_app.answers import AnswerBuilder
-from serve_app.errors import AifactoryError, Cancelled, UpstreamFailed, from_body
+from serve_app.errors import AifactoryError, UpstreamFailed, from_body
 from serve_app.events import ChoiceEnd, FinishedEvent, ProgressEvent, RoleEvent, RunEvent, TokenEvent, ToolCallEvent, UsageEvent
-from serve_app.gateway.exchange_span import CLIENT_LEFT, note_cut
+from serve_app.gateway.counted_stream import CountedStream
 from serve_app.lifecycle.ahead import ReadAhead
 from serve_app.lifecycle.reply import Reply
 from serve_app.runs import Answer
-from serve_app.telemetry import count, logger, observe
+from serve_app.telemetry import logger
 
 # No blank line behind it: openai's decoder takes one for an event without data once there was an id, and breaks.
 KEEPALIVE = b": keep-alive\n"
@@ -132,36 +130,15 @@ class Reader:
             await self.reply.close()
 
 
-class EventStream(StreamingResponse):
+class EventStream(CountedStream):
     """The stream of one reply. When it ends, for whatever reason, the reply is closed."""
 
     def __init__(
         self, reader: Reader, first: RunEvent | None, renderer: Renderer, *, keepalive_s: float, headers: dict[str, str]
     ) -> None:
         self._reader = reader
-        self._finished = False
-        self._broken: str | None = None  # the code of the error that ended the stream
-        self._opened = time.monotonic()
-        super().__init__(
-            self._frames(first, renderer, keepalive_s),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._reader.reply.route
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._reader.close()
-            observe("aifactory_sse_seconds", time.monotonic() - self._opened, route=route)
-            if not self._finished:
-                count("aifactory_streams_dropped_total", route=route, reason="client")
-                note_cut(scope, CLIENT_LEFT, failed=False)
-            elif self._broken is not None:
-                if self._broken != Cancelled.default_code:  # which somebody asked for
-                    count("aifactory_streams_dropped_total", route=route, reason=self._broken)
-                note_cut(scope, self._broken, failed=True)
+        frames = self._frames(first, renderer, keepalive_s)
+        super().__init__(frames, route=reader.reply.route, close=reader.close, headers=headers)
 
     async def _frames(self, event: RunEvent | None, renderer: Renderer, keepalive_s: float) -> AsyncIterator[bytes]:
         try:
@@ -169,9 +146,8 @@ class EventStream(StreamingResponse):
                 yield frame
             due = time.monotonic() + keepalive_s
             while True:
-                # Set before the frames are out: a client may close the moment it has read [DONE].
                 if event is not None and isinstance(event.body, FinishedEvent):
-                    self._finished, self._broken = True, _code_of(event.body)
+                    self.ended(_code_of(event.body))
                 frames = [KEEPALIVE] if event is None else renderer.frames(event)
                 if not frames and time.monotonic() >= due:
                     frames = [KEEPALIVE]  # events come, but none that this client is shown
@@ -183,11 +159,11 @@ class EventStream(StreamingResponse):
                     due = time.monotonic() + keepalive_s
                 event = await self._reader.next(max(0.0, due - time.monotonic()))
         except AifactoryError as error:
-            self._finished, self._broken = True, error.code
+            self.ended(error.code)
             yield error_frame(error)
         except Exception as error:  # noqa: BLE001 - a cut stream must say so, whatever cut it
             logger.opt(exception=error).error("stream broke", trace_id=self._reader.reply.trace_id)
-            self._finished, self._broken = True, AifactoryError.default_code
+            self.ended(AifactoryError.default_code)
             yield error_frame(AifactoryError("the stream broke; the log has the cause under this trace_id"))
 
 

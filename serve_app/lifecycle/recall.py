@@ -9,13 +9,12 @@ from serve_app.errors import Unavailable
 from serve_app.events import RecallReport
 from serve_app.guards import Guards, Reading, read
 from serve_app.ports import AnswerCache, CacheHit, Embedder
-from serve_app.runs import Answer, Run
+from serve_app.runs import INSTRUCTING, Answer, Run
 from serve_app.spans import Notes, timed
 from serve_app.telemetry import count, logger
 
 _MOST_CHARACTERS: Final = 2000
 _MOST_TOKENS: Final = 128  # above this a vector says too little about what a text asks
-_INSTRUCTIONS: Final = ("system", "developer")  # roles that may stand before the question
 _READINGS: Final = 64  # texts; a long one takes some 100 kB as it is read
 
 
@@ -97,7 +96,7 @@ async def embed_question(embedder: Embedder | None, guards: Guards, run: Run) ->
     text = run.question.last_user_text
     if embedder is None or text is None or not (run.cache.reads or run.cache.writes):
         return run
-    if len(text) > _MOST_CHARACTERS or any(m.get("role") not in _INSTRUCTIONS for m in run.question.messages[:-1]):
+    if len(text) > _MOST_CHARACTERS or any(m.get("role") not in INSTRUCTING for m in run.question.messages[:-1]):
         return run  # before the tokenizer sees it: that works on the event loop
     try:
         if embedder.count_tokens(text) > _MOST_TOKENS or embedder.has_unknown(text):

@@ -127,15 +127,15 @@ def _connections(state: StackState) -> Iterator[Finding]:
 
 
 def _own_ray(address: str) -> Finding:
-    trouble = own_ray.probe(address)
-    return Finding("Ray", "answers" if trouble is None else trouble, None if trouble is None else _RAY_CURE)
+    return _connection("Ray", lambda: own_ray.probe(address), _RAY_CURE)
 
 
-def _connection(name: str, trouble_of: Callable[[], str | None]) -> Finding:
+def _connection(name: str, trouble_of: Callable[[], str | None], cure: str | None = None) -> Finding:
     trouble = trouble_of()
     if trouble is None:
         return Finding(name, "answers")
-    return Finding(name, trouble, f"check the address and that {name} runs; `aifactory up` starts an embedded part again")
+    cure = cure or f"check the address and that {name} runs; `aifactory up` starts an embedded part again"
+    return Finding(name, trouble, cure)
 
 
 def _postgres_trouble(dsn: str) -> str | None:

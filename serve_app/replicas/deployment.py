@@ -81,9 +81,9 @@ def _vllm(model: ModelConfig, options: dict[str, Any], source_path: str) -> Appl
         model_loading_config={"model_id": model.model_id, "model_source": source_path},
         accelerator_config={"kind": model.accelerator},
         accelerator_type=model.accelerator_type,
-        engine_kwargs=_engine_args(model),
+        engine_kwargs=engine_arguments(model),
         lora_config=_lora(model),
-        runtime_env={"env_vars": _environment(model)},
+        runtime_env={"env_vars": engine_environment(model)},
         deployment_config={**options, "ray_actor_options": {"num_cpus": model.num_cpus}},
         experimental_configs={"stream_batching_interval_ms": 0},
         **_placement(model),
@@ -97,7 +97,8 @@ def _vllm(model: ModelConfig, options: dict[str, Any], source_path: str) -> Appl
     )
 
 
-def _engine_args(model: ModelConfig) -> dict[str, Any]:
+def engine_arguments(model: ModelConfig) -> dict[str, Any]:
+    """What vLLM is told, some of it for its OpenAI layer. Raises ValueError when the arguments contradict each other."""
     arguments = dict(model.engine_args)
     if model.accelerator == "cpu":
         arguments["enable_chunked_prefill"] = False  # see ModelConfig: a prompt read in parts may kill the engine there
@@ -133,7 +134,8 @@ def _lora(model: ModelConfig) -> dict[str, Any] | None:
     return {"dynamic_lora_loading_path": bucket, "max_num_adapters_per_replica": model.adapters.max_adapters_per_replica}
 
 
-def _environment(model: ModelConfig) -> dict[str, str]:
+def engine_environment(model: ModelConfig) -> dict[str, str]:
+    """The variables that a replica's process gets."""
     env = dict(_BASE_ENV)
     if model.engine_args.get("enforce_eager"):
         env["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled then, and importing the compiler costs seconds

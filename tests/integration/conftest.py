@@ -8,6 +8,7 @@ import pytest
 from dagster import DagsterInstance
 
 from dagster_project.warm.instance import open_instance
+from serve_app.embeddings import OnnxEmbedder, load_embedder
 from serve_app.settings import Settings
 from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 
@@ -39,3 +40,11 @@ def instance(settings: Settings) -> Iterator[DagsterInstance]:
     made = open_instance(settings)
     yield made
     made.dispose()
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[OnnxEmbedder]:
+    """The product's model."""
+    made = load_embedder(Settings(config="simulated"))
+    yield made
+    made.close()

@@ -1,25 +1,17 @@
 """The guards on the wire: the embedding model of the product, its guards, a gateway on a socket."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from serve_app.embeddings import OnnxEmbedder, load_embedder
+from serve_app.embeddings import OnnxEmbedder
 from serve_app.lifecycle import recall
-from serve_app.settings import Settings
 from serve_app.telemetry import logger
 from tests.integration.gateway_server import GatewayUnderTest, ask, serve_gateway
 
 WAIT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Iterator[OnnxEmbedder]:
-    model = load_embedder(Settings(config="simulated"))
-    yield model
-    model.close()
 
 
 @pytest.fixture

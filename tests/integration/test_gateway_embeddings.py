@@ -1,29 +1,20 @@
 """Embeddings over HTTP: in every form of `input`, for every project of the key, with the headers of all answers."""
 
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from serve_app.embeddings import OnnxEmbedder, load_embedder
+from serve_app.embeddings import OnnxEmbedder
 from serve_app.limits import Limits, project_subject
-from serve_app.settings import Settings
 from tests.integration.gateway_server import GatewayUnderTest, serve_gateway
 from tests.integration.test_gateway_limits import open_house
 
 PATH = "/v1/embeddings"
 TEXT = "Where is Rome?"
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Iterator[OnnxEmbedder]:
-    """The real model: it knows which token ids there are."""
-    made = load_embedder(Settings(config="simulated"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.errors import DeadlineExceeded, UpstreamFailed
 from serve_app.events import FinishedEvent, RoleEvent, TokenEvent
-from serve_app.gateway import sse
+from serve_app.gateway import counted_stream, sse
 from tests.integration.gateway_server import GatewayUnderTest, serve_gateway, until
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": True}
@@ -21,7 +21,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The (name, reason) of each metric that an ended stream reports. Outside Ray they go nowhere else."""
     seen: list[tuple[str, str]] = []
     for kind in ("count", "observe"):
-        monkeypatch.setattr(sse, kind, lambda name, *_, reason="", **__: seen.append((name, reason)))
+        monkeypatch.setattr(counted_stream, kind, lambda name, *_, reason="", **__: seen.append((name, reason)))
     return seen
 
 

@@ -36,11 +36,11 @@ def test_replicas_are_fixed_or_autoscaled_never_both() -> None:
 
 
 def test_prompts_are_not_logged_and_the_operator_has_the_last_word() -> None:
-    env = deployment._environment(model(engine_args={"enforce_eager": True}, env={"VLLM_NO_USAGE_STATS": "0"}))
+    env = deployment.engine_environment(model(engine_args={"enforce_eager": True}, env={"VLLM_NO_USAGE_STATS": "0"}))
     assert env["RAYLLM_ENABLE_REQUEST_PROMPT_LOGS"] == "0"
     assert env["VLLM_NO_USAGE_STATS"] == "0"
     assert env["TORCHDYNAMO_DISABLE"] == "1"
-    assert "TORCHDYNAMO_DISABLE" not in deployment._environment(model())
+    assert "TORCHDYNAMO_DISABLE" not in deployment.engine_environment(model())
 
 
 def test_nothing_below_us_retries_a_request() -> None:
@@ -55,7 +55,7 @@ def test_adapters_switch_lora_on() -> None:
     where = AdapterConfig(directory="/adapters", max_adapters_per_replica=3)
     adapted = model(accelerator="gpu", adapters=where, engine_args={"max_lora_rank": 64})
     wanted = {"enable_lora": True, "max_loras": 3, "max_cpu_loras": 3, "max_lora_rank": 64}
-    assert deployment._engine_args(adapted) == wanted
+    assert deployment.engine_arguments(adapted) == wanted
     assert deployment._lora(adapted) == {"dynamic_lora_loading_path": None, "max_num_adapters_per_replica": 3}
     in_bucket = model(adapters=AdapterConfig(directory="s3://b/a"))
     assert (deployment._lora(in_bucket) or {})["dynamic_lora_loading_path"] == "s3://b/a"
@@ -64,20 +64,20 @@ def test_adapters_switch_lora_on() -> None:
 
 def test_fewer_adapters_in_a_batch_than_are_held() -> None:
     where = AdapterConfig(directory="/adapters", max_adapters_per_replica=8)
-    arguments = deployment._engine_args(model(accelerator="gpu", adapters=where, engine_args={"max_loras": 2}))
+    arguments = deployment.engine_arguments(model(accelerator="gpu", adapters=where, engine_args={"max_loras": 2}))
     assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (2, 8)
-    arguments = deployment._engine_args(model(accelerator="gpu", adapters=where, engine_args={"max_loras": 9}))
+    arguments = deployment.engine_arguments(model(accelerator="gpu", adapters=where, engine_args={"max_loras": 9}))
     assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (9, 9)
 
 
 def test_on_a_cpu_vllm_is_mended_for_adapters() -> None:
     """Its operations give the base model's requests the weights of the adapter in the last slot."""
     where = AdapterConfig(directory="/adapters")
-    assert deployment._engine_args(model(adapters=where))["worker_extension_cls"] == deployment._CPU_ADAPTERS
-    assert "worker_extension_cls" not in deployment._engine_args(model())
-    assert "worker_extension_cls" not in deployment._engine_args(model(accelerator="gpu", adapters=where))
+    assert deployment.engine_arguments(model(adapters=where))["worker_extension_cls"] == deployment._CPU_ADAPTERS
+    assert "worker_extension_cls" not in deployment.engine_arguments(model())
+    assert "worker_extension_cls" not in deployment.engine_arguments(model(accelerator="gpu", adapters=where))
     with pytest.raises(ValueError, match="leave it out of engine_args"):
-        deployment._engine_args(model(adapters=where, engine_args={"worker_extension_cls": "mine"}))
+        deployment.engine_arguments(model(adapters=where, engine_args={"worker_extension_cls": "mine"}))
 
 
 def test_a_relative_directory_means_the_same_wherever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +118,10 @@ def test_a_replica_on_cpu_reserves_what_the_settings_say() -> None:
 @pytest.mark.parametrize("given", [{}, {"enable_chunked_prefill": False}])
 def test_on_a_cpu_no_prompt_is_read_in_parts(given: dict[str, Any]) -> None:
     """vLLM's engine dies there for everybody when a prompt with a seed is."""
-    assert deployment._engine_args(model(accelerator="cpu", engine_args=given)) == {"enable_chunked_prefill": False}
-    assert deployment._engine_args(model(accelerator="gpu", engine_args=given)) == given
+    assert deployment.engine_arguments(model(accelerator="cpu", engine_args=given)) == {"enable_chunked_prefill": False}
+    assert deployment.engine_arguments(model(accelerator="gpu", engine_args=given)) == given
     local = Settings(config="local").models[0]
-    assert deployment._engine_args(local)["enable_chunked_prefill"] is False
+    assert deployment.engine_arguments(local)["enable_chunked_prefill"] is False
 
 
 READS_IN_PARTS = [
@@ -144,5 +144,5 @@ def test_a_cpu_model_that_would_read_prompts_in_parts_is_refused(arguments: dict
 
 def test_a_cpu_model_whose_step_holds_its_longest_prompt_is_fine() -> None:
     fits: dict[str, Any] = {"max_num_batched_tokens": 2048, "max_model_len": 2048, "enable_prefix_caching": True}
-    assert deployment._engine_args(model(engine_args=fits)) == {**fits, "enable_chunked_prefill": False}
+    assert deployment.engine_arguments(model(engine_args=fits)) == {**fits, "enable_chunked_prefill": False}
     assert model(engine_args={"max_num_batched_tokens": 512, "max_model_len": "auto"})
