@@ -207,10 +207,20 @@ class _ReplicaStream:
         """Abort the call unless it ran to its end."""
         if not self._ended:
             self._ended = True
-            try:
-                self._response.cancel()
-            except (RayError, RayServeException) as error:  # it has failed already, so there is nothing to abort
-                logger.debug("nothing to abort at {}: {}", self._model_id, error)
+            self._abort(self._response)
+            # Ray 2.60, private: a call whose assignment has just ended, and of which nobody has read yet, has neither a task
+            # to cancel nor a result that `cancel` knows of. The engine would write its whole answer for nobody.
+            self._response._replica_result_future.add_done_callback(self._abort_assigned)
+
+    def _abort_assigned(self, assigned: Any) -> None:
+        if not assigned.cancelled() and assigned.exception() is None:
+            self._abort(assigned.result())
+
+    def _abort(self, call: Any) -> None:
+        try:
+            call.cancel()
+        except (RayError, RayServeException) as error:  # it has failed already, so there is nothing to abort
+            logger.debug("nothing to abort at {}: {}", self._model_id, error)
 
     async def _next(self) -> Any:
         while not self._batch:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -84,19 +84,20 @@ class SimulatedServer(SendsBatches):
         scripts = [write(ask, self._config, choice) for choice in range(ask.choices)]
         usage = _UsageCount(count_tokens(ask.prompt))
         first = True
-        async for step in self._paced(scripts):
-            if first:
-                first = False
-                yield {"status": 200}
-                for choice in range(ask.choices):
-                    yield {**head, "choices": [_choice(choice, {"role": "assistant", "content": ""})]}
-            for choice, script in enumerate(scripts):
-                if step < max(1, len(script.pieces)):
-                    yield {
-                        **head,
-                        **_chat_step(ask, script, choice, step, request_id),
-                        "usage": usage.count(choice, script, step),
-                    }
+        async with aclosing(self._paced(scripts)) as steps:
+            async for step in steps:
+                if first:
+                    first = False
+                    yield {"status": 200}
+                    for choice in range(ask.choices):
+                        yield {**head, "choices": [_choice(choice, {"role": "assistant", "content": ""})]}
+                for choice, script in enumerate(scripts):
+                    if step < max(1, len(script.pieces)):
+                        yield {
+                            **head,
+                            **_chat_step(ask, script, choice, step, request_id),
+                            "usage": usage.count(choice, script, step),
+                        }
         yield {**head, "choices": [], "usage": usage.total(), "system_fingerprint": "simulated"}
 
     async def _completion(self, body: dict[str, Any], request_id: str) -> AsyncGenerator[Item, None]:
@@ -110,17 +111,18 @@ class SimulatedServer(SendsBatches):
         usage = _UsageCount(sum(count_tokens(ask.prompt) for ask in asks))
         stream = bool(body.get("stream"))
         first = True
-        async for step in self._paced(scripts):
-            if first:
-                first = False
-                yield {"status": 200}
-            for choice, script in enumerate(scripts):
-                if step < max(1, len(script.pieces)):
-                    usage.count(choice, script, step)
-                    if stream:
-                        end = _end(script) if step >= len(script.pieces) - 1 else {"finish_reason": None}
-                        text = script.pieces[step] if script.pieces else ""
-                        yield {**head, "choices": [{"index": choice, "text": text, "logprobs": None, **end}]}
+        async with aclosing(self._paced(scripts)) as steps:
+            async for step in steps:
+                if first:
+                    first = False
+                    yield {"status": 200}
+                for choice, script in enumerate(scripts):
+                    if step < max(1, len(script.pieces)):
+                        usage.count(choice, script, step)
+                        if stream:
+                            end = _end(script) if step >= len(script.pieces) - 1 else {"finish_reason": None}
+                            text = script.pieces[step] if script.pieces else ""
+                            yield {**head, "choices": [{"index": choice, "text": text, "logprobs": None, **end}]}
         if not stream:
             choices = [{"index": i, "text": "".join(s.pieces), "logprobs": None, **_end(s)} for i, s in enumerate(scripts)]
             yield {**head, "choices": choices, "usage": usage.total()}
@@ -130,7 +132,7 @@ class SimulatedServer(SendsBatches):
     def _head(self, body: dict[str, Any], answer_id: str, kind: str) -> Item:
         return {"id": answer_id, "object": kind, "created": int(time.time()), "model": body.get("model") or self._model_id}
 
-    async def _paced(self, scripts: list[Script]) -> AsyncIterator[int]:
+    async def _paced(self, scripts: list[Script]) -> AsyncGenerator[int, None]:
         """The number of each token, when its time has come: on a fixed beat, so that delays do not add up."""
         first_s = self._pace_s(self._config.ttft_ms, self._waiting + self._running)
         due = time.monotonic() + first_s

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.configured import ModelConfig, SimulatedConfig
 from serve_app.errors import BadRequest, NotFound, Overloaded, UpstreamFailed
 from serve_app.events import EventBody, FinishedEvent, RoleEvent, TokenEvent, ToolCallEvent, UsageEvent
 from serve_app.replicas.catalog import deployment_name
 from serve_app.replicas.client import ServeReplicas
-from serve_app.settings import Settings
+from serve_app.settings import APP_NAME, Settings
 from tests.fault.replica_cluster import replica_cluster
 
 pytestmark = [
@@ -144,6 +145,40 @@ async def test_a_cancelled_caller_stops_the_replica(replicas: ServeReplicas) -> 
         await until_busy(replicas, "slow", 1)
         task.cancel()
     assert await until_busy(replicas, "slow", 0) < 10  # of the 40 s that its answer takes
+
+
+async def test_a_caller_cancelled_as_its_call_is_assigned_stops_the_replica(
+    replicas: ServeReplicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve on one loop, as in a gateway: in that moment its own `cancel` finds nothing to cancel."""
+    handle: Any = DeploymentHandle(deployment_name("slow"), APP_NAME)
+    handle._init(_run_router_in_separate_loop=False)
+    there = ServeReplicas(SETTINGS, {"slow": handle})
+    await ask(there, "slow", max_tokens=1)
+    remote, assigned = DeploymentHandle.remote, asyncio.Event()
+
+    def cancel_when_assigned(*args: Any, **kwargs: Any) -> Any:
+        response, caller = remote(*args, **kwargs), asyncio.current_task()
+        assert caller is not None
+
+        def cancel(_: Any) -> None:
+            assigned.set()
+            caller.cancel()
+
+        response._replica_result_future.add_done_callback(cancel)
+        return response
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(DeploymentHandle, "remote", cancel_when_assigned)
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(ask(there, "slow"))
+        assert task.cancelled()
+        assert assigned.is_set()
+        await ask(replicas, "slow", max_tokens=1)  # behind the other one: that has begun now, if it ever does
+        assert await until_busy(replicas, "slow", 0) < 10  # of the 40 s that its answer takes
+    finally:
+        await handle.shutdown_async()
 
 
 @pytest.mark.parametrize("stream", [True, False])
