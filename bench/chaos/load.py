@@ -63,6 +63,10 @@ class Load:
             case "leave":
                 await self.leave(dice, dice.choice(("stream", "whole", "debate")))
 
+    async def long_stream(self, dice: random.Random, tokens: int) -> Exchange:
+        """A stream of so many tokens, 15 ms each."""
+        return await self._ask("stream", {**self.question(dice, stream=True), "max_tokens": tokens})
+
     async def leave(self, dice: random.Random, what: str) -> None:
         """Ask and go away in the middle."""
         model = "debate" if what == "debate" else MODEL

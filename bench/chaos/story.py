@@ -37,8 +37,8 @@ class Story:
         return [finding for finding in self.findings if finding.broken]
 
 
-# Kills by itself, and notes whom.
-Strike = Callable[[list[Killed]], Awaitable[None]]
+# Kills by itself, and notes whom; it may ask for more than the load does.
+Strike = Callable[[list[Killed], Load], Awaitable[None]]
 
 
 async def chaos(
@@ -54,7 +54,7 @@ async def chaos(
             group.create_task(load.run(stop))
             sampling = group.create_task(_sample_memory(ground, story))
             began = time.monotonic()
-            await (strike(story.killed) if strike else carry_out(ground, list(kills), story.killed))
+            await (strike(story.killed, load) if strike else carry_out(ground, list(kills), story.killed))
             await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
             stop.set()
             sampling.cancel()
